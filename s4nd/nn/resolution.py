@@ -1,0 +1,41 @@
+"""How the S4ND layers of a model meet a grid: the band they are limited to, and the grid they count as trained on."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from s4nd.nn.s4nd import S4ND, per_axis
+
+
+def layers(model: nn.Module) -> Iterator[S4ND]:
+    """Every S4ND layer of a model, itself included."""
+    return (module for module in model.modules() if isinstance(module, S4ND))
+
+
+def set_bandlimit(model: nn.Module, bandlimit: float | None) -> None:
+    """Limit every S4ND layer to a fraction of the Nyquist frequency (1 is Nyquist itself); None lifts the limit."""
+    if bandlimit is not None and not bandlimit > 0:
+        raise ValueError(f"bandlimit must be positive or None, got {bandlimit}")
+    for layer in layers(model):
+        layer.bandlimit = bandlimit
+
+
+@torch.no_grad()
+def set_base_size(model: nn.Module, size: int | Sequence[int | None] | None, *, rescale: bool = False) -> None:
+    """Declare the grid at every S4ND layer of the model to be the trained one.
+
+    Args:
+        size: samples along each axis at the layers, one value or one per axis; None: the axis extends.
+        rescale: False only declares it: at `size` the layer now has rate 1, whatever it had before. True also multiplies dt
+            by the rate that the layer had at `size`, so that without a bandlimit it computes what it did: its kernels are
+            re-sampled for good.
+    """
+    for layer in layers(model):
+        new = per_axis("base_size", size, layer.ndim)
+        if rescale:
+            for axis, (kernel, n) in enumerate(zip(layer.kernels, new, strict=True)):
+                if n is not None:
+                    kernel.log_dt += math.log(layer.rate(axis, n))
+        layer.base_size = new

@@ -1,0 +1,5 @@
+"""The two structured contractions of state-space kernels, as functions on tensors, and the backends that compute them."""
+
+from s4nd.ops.dispatch import BACKENDS, cauchy, vandermonde
+
+__all__ = ["BACKENDS", "cauchy", "vandermonde"]

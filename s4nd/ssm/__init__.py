@@ -1,0 +1,9 @@
+"""One 1-D state-space model x' = A x + B u, y = C x, as pure functions: initialisation, discretisation, kernels."""
+
+from s4nd.ssm.align import centred
+from s4nd.ssm.diagonal import diagonal_kernel
+from s4nd.ssm.discretize import DISCRETIZATIONS
+from s4nd.ssm.dplr import dplr_kernel
+from s4nd.ssm.hippo import diagonal_init, dplr_init
+
+__all__ = ["DISCRETIZATIONS", "centred", "diagonal_init", "diagonal_kernel", "dplr_init", "dplr_kernel"]

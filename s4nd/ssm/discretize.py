@@ -1,0 +1,48 @@
+"""Discretisations of a diagonal state-space model: what one step dt does to the state and to the input.
+
+    x[l] = exp(log_a) x[l-1] + gain B u[l]
+
+Shapes: H heads, N modes. Complex tensors are real pairs (..., 2); Re A < 0.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from s4nd.ops import pairs
+
+# exp(-80) = 2e-35: a step that forgets this much forgets everything, and 0 * inf stays out of the powers.
+LOG_FORGOTTEN = -80.0
+
+
+def zoh(dt: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """Zero-order hold: the input is constant over each step. a = exp(dt A), gain = (a - 1) / A.
+
+    Args:
+        dt: (H,) steps.
+        A: (H, N, 2) state matrix.
+
+    Returns:
+        log_a, gain: (H, N, 2).
+    """
+    x = dt[:, None, None] * A
+    return x, pairs.div(pairs.expm1(x), A)
+
+
+def bilinear(dt: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """Trapezoidal rule. a = (1 + dt A / 2) / (1 - dt A / 2), gain = dt / (1 - dt A / 2). Same shapes as `zoh`.
+
+    log a = 2 artanh(dt A / 2), written so that a slow mode keeps its digits: |1+w|^2 - |1-w|^2 = 4 Re w.
+    """
+    re, im = (0.5 * dt[:, None, None] * A).unbind(-1)
+    below2 = (1 - re).square() + im.square()  # |1 - w|^2
+    # Re w = -1, Im w = 0 makes a = 0, whose logarithm is -inf.
+    ratio = torch.clamp(4 * re / below2, min=-1 + torch.finfo(re.dtype).eps)
+    log_abs = torch.clamp(0.5 * torch.log1p(ratio), min=LOG_FORGOTTEN)
+    angle = torch.atan2(2 * im, 1 - re.square() - im.square())
+    gain = dt[:, None, None] * pairs.pair(1 - re, im) / below2[..., None]
+    return pairs.pair(log_abs, angle), gain
+
+
+DISCRETIZATIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {"zoh": zoh, "bilinear": bilinear}
