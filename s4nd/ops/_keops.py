@@ -9,8 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from s4nd.ops import pairs
-
 
 @cache
 def _lazy_tensor() -> type:
@@ -34,30 +32,23 @@ def _lazy_tensor() -> type:
 def vandermonde_keops(v: Tensor, x: Tensor, L: int) -> Tensor:
     """`vandermonde_definition` as a KeOps reduction over n; same arguments and result."""
     LazyTensor = _lazy_tensor()
-    C = v.shape[0]
-    x = x.expand(C, *x.shape)
     l = torch.arange(L, dtype=x.dtype, device=x.device).expand(*v.shape[:2], L)  # noqa: E741  (C, H, L)
-    l_i = LazyTensor(l.contiguous()[:, :, :, None, None])  # (C, H, L, 1, 1)
-    x_re, x_im, v_re, v_im = (
-        LazyTensor(t.contiguous()[:, :, None, :, None]) for t in (*x.unbind(-1), *v.unbind(-1))
-    )  # (C, H, 1, N, 1)
-    angle = l_i * x_im
-    terms = (l_i * x_re).exp() * (v_re * angle.cos() - v_im * angle.sin())
+    l = LazyTensor(l[..., None, None].contiguous())  # noqa: E741  (C, H, L, 1, 1)
+    v, x = (LazyTensor(t.contiguous()[:, :, None]) for t in (v, x.expand_as(v)))  # (C, H, 1, N, 2)
+    angle = l * x[1]
+    terms = (l * x[0]).exp() * (v[0] * angle.cos() - v[1] * angle.sin())
     return 2 * terms.sum(dim=3)[..., 0]
 
 
 def cauchy_keops(v: Tensor, w: Tensor, z: Tensor) -> Tensor:
-    """`cauchy_definition` as two KeOps reductions over n, real and imaginary; same arguments and result."""
+    """`cauchy_definition` as a KeOps reduction over n; same arguments and result."""
     LazyTensor = _lazy_tensor()
-    C, H = v.shape[:2]
-    w = w.expand(C, *w.shape)
-    z = z.expand(C, H, *z.shape)
-    z_re, z_im = (LazyTensor(t.contiguous()[:, :, :, None, None]) for t in z.unbind(-1))  # (C, H, M, 1, 1)
-    w_re, w_im, v_re, v_im = (LazyTensor(t.contiguous()[:, :, None, :, None]) for t in (*w.unbind(-1), *v.unbind(-1)))
-    a = z_re - w_re
-    q_re, q_im = a * a - z_im * z_im + w_im * w_im, 2 * a * z_im  # (z - a)^2 + b^2
-    n_re, n_im = 2 * (v_re * a - v_im * w_im), 2 * v_re * z_im
-    q2 = q_re * q_re + q_im * q_im
-    re = ((n_re * q_re + n_im * q_im) / q2).sum(dim=3)[..., 0]
-    im = ((n_im * q_re - n_re * q_im) / q2).sum(dim=3)[..., 0]
-    return pairs.pair(re, im)
+    z = LazyTensor(z.expand(*v.shape[:2], *z.shape)[:, :, :, None].contiguous())  # (C, H, M, 1, 2)
+    v, w = (LazyTensor(t.contiguous()[:, :, None]) for t in (v, w.expand_as(v)))  # (C, H, 1, N, 2)
+    # A pair's term is 2 (Re v s - Im v b) / (s^2 + b^2) with s = z - a, w = a + ib.
+    a, b = z[0] - w[0], z[1]  # s
+    top_re, top_im = v[0] * a - v[1] * w[1], v[0] * b
+    low_re, low_im = a * a - b * b + w[1] * w[1], 2 * a * b
+    re, im = top_re * low_re + top_im * low_im, top_im * low_re - top_re * low_im
+    terms = re.concat(im) * (2 / (low_re * low_re + low_im * low_im))
+    return terms.sum(dim=3)
