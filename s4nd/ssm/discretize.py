@@ -40,7 +40,9 @@ def bilinear(dt: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     # Re w = -1, Im w = 0 makes a = 0, whose logarithm is -inf.
     ratio = torch.clamp(4 * re / below2, min=-1 + torch.finfo(re.dtype).eps)
     log_abs = torch.clamp(0.5 * torch.log1p(ratio), min=LOG_FORGOTTEN)
-    angle = torch.atan2(2 * im, 1 - re.square() - im.square())
+    # There the angle means nothing either, and atan2(0, 0) has no gradient.
+    along = 1 - re.square() - im.square()
+    angle = torch.atan2(2 * im, torch.where((along == 0) & (im == 0), 1.0, along))
     gain = dt[:, None, None] * pairs.pair(1 - re, im) / below2[..., None]
     return pairs.pair(log_abs, angle), gain
 

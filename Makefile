@@ -1,0 +1,34 @@
+# Two commands for a fresh clone with nothing installed but Python: `make demo` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+
+.PHONY: demo test lint
+
+# Train on photographs at 16 x 16, then see what is left at 16 to 64: S4ND beside its convolutional twin.
+demo: .venv/demo.stamp
+	rm -rf $(DEMO)
+	$(BIN)/s4nd train configs/photos/s4nd_iso_tiny.yaml out=$(DEMO)/s4nd_iso_tiny
+	$(BIN)/s4nd train configs/photos/conv_iso_tiny.yaml out=$(DEMO)/conv_iso_tiny
+	$(BIN)/s4nd eval $(DEMO)/s4nd_iso_tiny/best.safetensors $(DEMO)/conv_iso_tiny/best.safetensors --sizes 16 24 32 48 64
+
+# Two processes of one thread each: the tests are many small computations, and torch's threads would only wait for each other.
+test: .venv/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The stamps are as new as the last installation, so a second call installs nothing.
+.venv/demo.stamp: setup.py pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[demo]"
+	touch $@
+
+.venv/test.stamp: setup.py pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[demo,dev]"
+	touch $@ .venv/demo.stamp

@@ -1,0 +1,10 @@
+"""timm-registered models with S4ND layers: importing this package makes `timm.create_model("s4nd_...")` work."""
+
+if __name__ != "s4nd.models":
+    raise ImportError(
+        f"this package is s4nd.models, got imported as {__name__!r}: a second copy would register every model twice"
+    )
+
+from . import s4nd_iso
+
+__all__ = ["s4nd_iso"]

@@ -1,0 +1,154 @@
+"""S4ND-ISO and its convolutional twins: isotropic networks that differ in their mixing layer only.
+
+Nguyen et al. 2022, arXiv:2210.06583: CIFAR-10 (8 x 512) and the change of resolution without retraining (6 x 256).
+Shapes: B batch, H channels, the grid (height, width) is the image's.
+"""
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from s4nd import S4ND
+
+from .isotropic import Isotropic
+
+
+class S4NDMixer(nn.Module):
+    """S4ND -> GELU -> Dropout -> 1x1 convolution -> GLU, (B, H, height, width) -> the same.
+
+    Args:
+        dim: H.
+        base_size: grid in training, (height, width).
+        channels: kernels of the S4ND layer per channel.
+        drop: dropout rate of whole channels.
+        s4nd_args: every other argument of S4ND.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        base_size: tuple[int, int],
+        channels: int = 1,
+        drop: float = 0.0,
+        device=None,
+        dtype=None,
+        **s4nd_args,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.s4nd = S4ND(dim, ndim=2, base_size=base_size, channels=channels, **s4nd_args, **dd)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout2d(drop)
+        self.proj = nn.Conv2d(dim * channels, 2 * dim, 1, **dd)
+        self.glu = nn.GLU(dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.glu(self.proj(self.drop(self.act(self.s4nd(x)))))
+
+
+class ConvMixer(nn.Module):
+    """Depthwise convolution -> GELU -> Dropout -> 1x1 convolution, (B, H, height, width) -> the same.
+
+    Args:
+        dim: H.
+        base_size: not used; a convolution's taps are pixels, whatever the resolution.
+        kernel_size: taps per axis, odd.
+        drop: dropout rate of whole channels.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        base_size: tuple[int, int],
+        kernel_size: int = 3,
+        drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding="same", groups=dim, **dd)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout2d(drop)
+        self.proj = nn.Conv2d(dim, dim, 1, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.drop(self.act(self.conv(x))))
+
+
+def _cfg(url: str = "", **kwargs) -> dict:
+    return {
+        "url": url,
+        "num_classes": 10,
+        "input_size": (3, 32, 32),
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10's training images, as is std
+        "std": (0.2470, 0.2435, 0.2616),
+        "first_conv": "stem",
+        "classifier": "head.fc",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "s4nd_iso_tiny": _cfg(),
+        "s4nd_iso_small": _cfg(),
+        "s4nd_iso_base": _cfg(),
+        "conv_iso_tiny": _cfg(),
+        "conv_iso_small": _cfg(),
+        "conv_iso_base": _cfg(),
+    }
+)
+
+
+def _create_isotropic(variant: str, pretrained: bool = False, **kwargs) -> Isotropic:
+    out_indices = kwargs.pop("out_indices", 3)
+    return build_model_with_cfg(
+        Isotropic, variant, pretrained, feature_cfg=dict(out_indices=out_indices, feature_cls="getter"), **kwargs
+    )
+
+
+@register_model
+def s4nd_iso_tiny(pretrained: bool = False, **kwargs) -> Isotropic:
+    """4 x 64, S4D-Lin: trains on a CPU in minutes."""
+    args = dict(embed_dim=64, depth=4, kernel="s4d", init="lin", d_state=32, dt_min=0.1, dt_max=1.0)
+    return _create_isotropic("s4nd_iso_tiny", pretrained, mixer=S4NDMixer, **dict(args, **kwargs))
+
+
+@register_model
+def s4nd_iso_small(pretrained: bool = False, **kwargs) -> Isotropic:
+    """6 x 256, S4D-Lin: the paper's network for the change of resolution; it takes a bandlimit."""
+    args = dict(embed_dim=256, depth=6, proj_drop_rate=0.1, kernel="s4d", init="lin", dt_min=0.1, dt_max=1.0)
+    return _create_isotropic("s4nd_iso_small", pretrained, mixer=S4NDMixer, **dict(args, **kwargs))
+
+
+@register_model
+def s4nd_iso_base(pretrained: bool = False, **kwargs) -> Isotropic:
+    """8 x 512, S4-LegS: the paper's S4ND-ISO for CIFAR-10, 5,282,826 parameters."""
+    args = dict(embed_dim=512, depth=8, proj_drop_rate=0.1, kernel="s4", init="legs", dt_min=0.1, dt_max=1.0)
+    return _create_isotropic("s4nd_iso_base", pretrained, mixer=S4NDMixer, **dict(args, **kwargs))
+
+
+@register_model
+def conv_iso_tiny(pretrained: bool = False, **kwargs) -> Isotropic:
+    """4 x 64, depthwise 3x3: the twin of s4nd_iso_tiny."""
+    args = dict(embed_dim=64, depth=4)
+    return _create_isotropic("conv_iso_tiny", pretrained, mixer=ConvMixer, **dict(args, **kwargs))
+
+
+@register_model
+def conv_iso_small(pretrained: bool = False, **kwargs) -> Isotropic:
+    """6 x 256, depthwise 3x3: the twin of s4nd_iso_small."""
+    args = dict(embed_dim=256, depth=6, proj_drop_rate=0.1)
+    return _create_isotropic("conv_iso_small", pretrained, mixer=ConvMixer, **dict(args, **kwargs))
+
+
+@register_model
+def conv_iso_base(pretrained: bool = False, **kwargs) -> Isotropic:
+    """8 x 512, depthwise 3x3: the paper's Conv2D-ISO, 2,158,602 parameters."""
+    args = dict(embed_dim=512, depth=8, proj_drop_rate=0.1)
+    return _create_isotropic("conv_iso_base", pretrained, mixer=ConvMixer, **dict(args, **kwargs))

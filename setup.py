@@ -1,0 +1,45 @@
+"""Packaging: s4nd, with models/ and train/ inside it as s4nd.models and s4nd.train through the symlinks in s4nd/."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+INIT = Path(__file__).with_name("s4nd") / "__init__.py"
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"), re.MULTILINE).group(1)
+
+setup(
+    name="s4nd",
+    version=VERSION,
+    description="S4ND: continuous global convolutions for images and videos, as PyTorch layers and timm models",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["s4nd", "s4nd.*"]),
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "timm>=1.0.31",  # the first that records a model's input size
+        "numpy>=1.26",
+        "omegaconf>=2.3",
+        "pillow>=10.0",
+        "pyyaml>=6.0",
+        "safetensors>=0.4.3",
+        "tensorboard>=2.16",
+        "tqdm>=4.65",
+    ],
+    extras_require={
+        "video": ["decord2>=3.0"],
+        "keops": ["pykeops>=2.2"],
+        "demo": ["scikit-image>=0.22", "matplotlib>=3.8", "pyarrow>=15.0"],
+        "dev": [
+            "pytest>=8.0",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "setuptools>=70.1",
+            "pykeops>=2.2",
+        ],
+    },
+    entry_points={"console_scripts": ["s4nd = s4nd.train.cli:main"]},
+)

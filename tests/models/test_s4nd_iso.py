@@ -1,0 +1,126 @@
+"""The isotropic networks against the paper's parameter counts and the reference's logits (tests/golden)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import s4nd.models
+from s4nd import S4ND
+from s4nd.models.isotropic import Isotropic
+from tests.reference import axis_parameters
+
+F64 = torch.float64
+GOLDEN = Path(__file__).parents[1] / "golden"
+RENAMED = {
+    "encoder.1.": "stem.",
+    "decoder.0.output_transform.": "head.fc.",
+    "model.norm.norm.": "norm.",
+    "model.layers.": "blocks.",
+    ".norm.norm.": ".norm.",
+    ".layer.conv2d.": ".mixer.0.",
+    ".layer.output_linear.0.": ".mixer.proj.",
+    ".layer.": ".mixer.s4nd.",
+    ".kernel.": ".kernels.",
+}
+POINTWISE = ("stem.weight", "proj.weight")  # linear layers over the last axis there, 1x1 convolutions here
+
+
+def read(name):
+    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as arrays:
+        tensors = {k: torch.from_numpy(arrays[k]) for k in arrays.files if arrays[k].dtype.kind in "fi"}
+    return {k: t.to(F64) if t.is_floating_point() else t for k, t in tensors.items()}
+
+
+def state_of(arrays, *, rate=1.0):
+    """The reference's state dict under our names; C is the one that the reference's kernels at `rate` amount to."""
+    ours, axes = {}, {}
+    for key, value in arrays.items():
+        if not key.startswith("state/"):
+            continue
+        key = key.removeprefix("state/")
+        for theirs, here in RENAMED.items():
+            key = key.replace(theirs, here)
+        if ".kernels." in key:
+            axis, _, tensor = key.rpartition(".")
+            axes.setdefault(axis, {})[tensor] = value
+        elif "mixer.0.weight" in key:
+            ours[key] = value.transpose(2, 3)  # the reference swaps height and width before its convolution
+        else:
+            ours[key] = value[..., None, None] if key.endswith(POINTWISE) else value
+    for axis, tensors in axes.items():
+        ours |= {f"{axis}.{name}": value for name, value in axis_parameters(tensors, rate=rate).items()}
+    return ours
+
+
+def channels_first(x):
+    return x.permute(0, 3, 1, 2)
+
+
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(("name", "count"), [("s4nd_iso_base", 5_282_826), ("conv_iso_base", 2_158_602)])
+def test_base_models_have_the_papers_number_of_parameters(name, count):
+    model = timm.create_model(name, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("variant", ["tiny", "small", "base"])
+def test_twins_differ_in_the_mixer_only(variant):
+    shapes = [
+        {n: p.shape for n, p in timm.create_model(name, device="meta").named_parameters() if ".mixer." not in n}
+        for name in (f"s4nd_iso_{variant}", f"conv_iso_{variant}")
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_conv_network_gives_the_references_logits():
+    arrays = read("iso2d_conv")
+
+    def dense_conv(dim, base_size, drop, **dd):  # the reference file holds a dense convolution without the 1x1
+        return nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, **dd), nn.GELU())
+
+    model = Isotropic(dense_conv, img_size=8, embed_dim=16, depth=2, dtype=F64).eval()
+    model.load_state_dict(state_of(arrays))
+    assert_close(model(channels_first(arrays["input"])), arrays["logits"])
+
+
+@pytest.mark.parametrize(("suffix", "rate"), [("", 1.0), ("_rate2", 2.0), ("_rate0.5", 0.5)])
+def test_s4nd_network_gives_the_references_logits(suffix, rate):
+    """At three resolutions of the input; the grid's own size sets the rate."""
+    arrays = read("iso2d_s4nd")
+    args = dict(img_size=8, embed_dim=16, depth=2, d_state=8, align="edge", dtype=F64)
+    model = timm.create_model("s4nd_iso_base", **args).eval()
+    model.load_state_dict(state_of(arrays, rate=rate))
+    assert_close(model(channels_first(arrays[f"input{suffix}"])), arrays[f"logits{suffix}"])
+
+
+def test_layer_options_reach_every_layer():
+    options = dict(d_state=4, kernel="s4", init=["legs", "fout"], bandlimit=0.5, align="edge", rank=2, channels=2)
+    model = timm.create_model("s4nd_iso_tiny", img_size=(8, 12), embed_dim=8, depth=2, **options)
+    found = [m for m in model.modules() if isinstance(m, S4ND)]
+    assert len(found) == 2
+    for layer in found:
+        assert layer.base_size == (8, 12)
+        assert (layer.d_state, layer.bandlimit, layer.align, layer.rank, layer.channels) == (4, 0.5, "edge", 2, 2)
+        assert [k.init for k in layer.kernels] == ["legs", "fout"]
+    assert model(torch.randn(1, 3, 8, 12)).shape == (1, 10)
+
+
+def test_unknown_option_is_refused():
+    with pytest.raises(TypeError, match="d_sate"):
+        timm.create_model("s4nd_iso_tiny", d_sate=8)
+    with pytest.raises(TypeError, match="bandlimit"):
+        timm.create_model("conv_iso_tiny", bandlimit=0.5)
+
+
+def test_registered_models_are_listed():
+    sizes = ("base", "small", "tiny")
+    assert timm.list_models("s4nd_iso_*") == [f"s4nd_iso_{s}" for s in sizes]
+    assert timm.list_models("conv_iso_*") == [f"conv_iso_{s}" for s in sizes]
+    assert s4nd.models.s4nd_iso.__name__ == "s4nd.models.s4nd_iso"
