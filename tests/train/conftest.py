@@ -1,0 +1,57 @@
+"""A small data set of generated images in folders, and the config that trains on it in seconds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order: what is compared bit for bit must not depend on the machine's cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """train/ and test/ with two classes, stripes along either axis, of 12 x 12 pixels and random phase."""
+    root = tmp_path_factory.mktemp("stripes")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 10)):
+        for axis, name in enumerate(("rows", "columns")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                wave = np.sin(np.arange(12) * 2 * np.pi / 6 + rng.uniform(0, 2 * np.pi))
+                stripes = np.broadcast_to(wave[:, None] if axis == 0 else wave, (12, 12))
+                noisy = 128 + 60 * stripes[..., None] + rng.normal(0, 20, (12, 12, 3))
+                Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+CONFIG = """
+data: {{name: folder, root: {root}}}
+model: {{name: {model}, args: {{embed_dim: 8, depth: 2{args}}}}}
+stages: [{{size: 8, epochs: 2}}]
+optim: {{lr: 0.01}}
+batch_size: 16
+device: cpu
+out: {out}
+"""
+
+
+@pytest.fixture
+def write_config(tmp_path, folder):
+    """write_config(model="conv_iso_tiny", **args of the model) -> path of a YAML; runs go below tmp_path."""
+
+    def write(model: str = "conv_iso_tiny", **args) -> Path:
+        more = "".join(f", {key}: {value}" for key, value in args.items())
+        path = tmp_path / f"{model}.yaml"
+        path.write_text(CONFIG.format(root=folder, model=model, args=more, out=tmp_path / "run" / model))
+        return path
+
+    return write

@@ -1,0 +1,114 @@
+"""Configs against what a user may get wrong: every mistake has an error that names the key and says what was needed."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from s4nd.train.config import config_from_dict, config_to_dict, load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str = "stages: [{size: 16, epochs: 3}]") -> Path:
+        path = tmp_path / "x.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_shipped_config_loads_and_names_its_command(path):
+    load_config(path)
+    assert path.read_text().startswith(f"# s4nd train configs/{path.parent.name}/{path.name}")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("optim: {weigth_decay: 0.05}", "optim.weigth_decay is unknown; did you mean weight_decay?"),
+        ("stages: [{size: 8}, {sise: 8}]", "stages.1.sise is unknown; did you mean size?"),
+        ("batchsize: 3", "batchsize is unknown; did you mean batch_size?"),
+        ("qqq: 3", "qqq is unknown; known here: data, model, stages"),
+    ],
+)
+def test_unknown_key_names_file_and_nearest_key(write, text, message):
+    path = write(text)
+    with pytest.raises(KeyError, match=re.escape(f"{path}: {message}")):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("optim: {lr: fast}", "optim.lr: Value 'fast'"),
+        ("stages: [{size: 8}, {size: big}]", "stages.1.size: Value 'big'"),
+        ("optim: 3", "optim must be a mapping of keys to values, got 3"),
+        ("stages: [3]", "stages.0 must be a mapping"),
+        ("stages: 3", "stages: "),
+        ("model: {args: 3}", "model.args: "),
+        ("- 1", "the config must be a mapping"),
+        ("a: [1", "not valid YAML"),
+        ("seed: ${nowhere}", "nowhere"),
+    ],
+)
+def test_wrong_type_names_the_key(write, text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(write(text))
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("stages.0.size=0", "stages.0.size must be at least 1, got 0"),
+        ("stages.0.epochs=-1", "stages.0.epochs must be at least 1, got -1"),
+        ("stages=[]", "stages must hold at least one stage"),
+        ("optim.lr=0", "optim.lr must be positive, got 0"),
+        ("optim.lr=.nan", "optim.lr must be at least 0, got nan"),
+        ("data.pad=2", "data.pad must be in [0, 1], got 2"),
+        ("batch_size=0", "batch_size must be at least 1, got 0"),
+        ("amp=fp8", "amp must be none or bf16, got 'fp8'"),
+        ("schedule.warmup_epochs=3", "schedule.warmup_epochs=3 must be less than stages.0.epochs=3"),
+        ("model.args.pretrained=true", "model.args.pretrained cannot be set"),
+        ("model.args.num_classes=3", "model.args.num_classes cannot be set: it is the number of classes in the data"),
+        ("seed", "an override must be key=value, got 'seed'"),
+    ],
+)
+def test_bad_value_says_what_was_needed(write, override, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(write(), [override])
+
+
+def test_overrides_reach_stages_and_free_model_args(write):
+    config = load_config(
+        write(), ["stages.0.size=24", "optim.lr=3e-4", "model.args.depth=3", "model.args.kernel=[a, b]"]
+    )
+    assert config.stages[0].size == 24 and config.stages[0].epochs == 3
+    assert config.optim.lr == 3e-4
+    assert config.model.args == {"depth": 3, "kernel": ["a", "b"]}
+
+
+def test_unknown_override_names_itself(write):
+    with pytest.raises(KeyError, match=re.escape("override 'optim.Lr=3': optim.Lr is unknown; did you mean lr?")):
+        load_config(write(), ["optim.Lr=3"])
+    with pytest.raises(KeyError, match="there are 1 stages, counted from 0"):
+        load_config(write(), ["stages.1.size=3"])
+
+
+def test_config_survives_the_way_through_plain_containers(write):
+    config = load_config(write(), ["model.args.init=[lin, inv]", "stages.0.bandlimit=0.5"])
+    assert config_from_dict(config_to_dict(config), "there") == config
+
+
+def test_stored_config_cannot_read_the_environment(write):
+    tree = config_to_dict(load_config(write())) | {"out": "${oc.env:HOME}"}
+    with pytest.raises(ValueError, match="interpolations are not allowed"):
+        config_from_dict(tree, "there")
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no config file"):
+        load_config(tmp_path / "none.yaml")

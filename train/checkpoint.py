@@ -1,0 +1,134 @@
+"""Checkpoints: weights in safetensors with the config inside. Nothing is ever unpickled from them.
+
+`last.safetensors` and `best.safetensors` hold the weights to use (the averaged ones where the run averages) under the
+model's own keys, so that timm reads them too: `timm.create_model(name, checkpoint_path="best.safetensors")`.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from .config import Config, config_from_dict, config_to_dict
+from .model import build_model
+
+FORMAT_VERSION = 1
+# What torch.save writes, a zip file, and bare pickles of protocols 2 to 5.
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says about itself besides its config."""
+
+    epoch: int  # epochs trained, over all stages
+    stage: int  # index of the stage that the weights are from
+    accuracy: float  # on the test split at that stage's size, 0 to 1
+    classes: list[str]
+    weights: str  # "model", or "ema" for averaged weights
+
+
+META_TYPES = {"epoch": int, "stage": int, "accuracy": (int, float), "classes": list, "weights": str}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a kill at any moment leaves the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_checkpoint(path: Path, weights: dict[str, Tensor], config: Config, meta: Meta) -> None:
+    """Write weights, config and meta to one safetensors file, atomically."""
+    about = {"format_version": FORMAT_VERSION, "config": config_to_dict(config), **asdict(meta)}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    metadata = {key: json.dumps(value) for key, value in about.items()}
+    write_atomically(path, to_safetensors(tensors, metadata=metadata))
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], Config, Meta]:
+    """Weights, validated config and meta of a checkpoint.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a pickle, a damaged file, not a checkpoint of `s4nd train`, or a config that is not valid.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
+    except SafetensorError as error:
+        raise ValueError(_why_unreadable(path, error)) from None
+    return tensors, *_parse_metadata(metadata, str(path))
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, Config, Meta]:
+    """The model of a checkpoint, built from the config inside at the resolution of its stage, in eval mode on the CPU.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint`, or the weights are not of that model.
+    """
+    tensors, config, meta = read_checkpoint(path)
+    model = build_model(config, len(meta.classes), meta.stage)
+    load_weights(model, tensors, str(path))
+    return model.eval(), config, meta
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Load every tensor of a model; ValueError lists the keys that are missing, unexpected or of another shape."""
+    own = model.state_dict()
+    missing = [key for key in own if key not in tensors]
+    unexpected = [key for key in tensors if key not in own]
+    misshaped = [
+        f"{key} {tuple(tensors[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in tensors and own[key].shape != tensors[key].shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    if any(found.values()):
+        lists = "; ".join(f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in found.items() if keys)
+        raise ValueError(f"{source}: the weights are of another model than {type(model).__name__}: {lists}")
+    model.load_state_dict(tensors)
+
+
+def _parse_metadata(metadata: dict[str, str], source: str) -> tuple[Config, Meta]:
+    try:
+        about: dict[str, Any] = {key: json.loads(metadata[key]) for key in metadata if key != "format"}
+        version = about["format_version"]
+    except (KeyError, json.JSONDecodeError):
+        raise ValueError(f"{source}: not a checkpoint of `s4nd train`: it says nothing of its config") from None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{source}: format version {version}, this version of s4nd reads {FORMAT_VERSION}")
+    config = config_from_dict(about.get("config"), source)
+    for name, kind in META_TYPES.items():
+        if not isinstance(about.get(name), kind):
+            raise ValueError(f"{source}: the metadata's {name} is {about.get(name)!r}")
+    meta = Meta(**{name: about[name] for name in META_TYPES})
+    if not 0 <= meta.stage < len(config.stages):
+        raise ValueError(f"{source}: stage {meta.stage} of a config with {len(config.stages)} stages")
+    if not all(isinstance(name, str) for name in meta.classes):
+        raise ValueError(f"{source}: classes must be names, got {meta.classes!r}")
+    return config, meta
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(PICKLE_STARTS):
+        return f"{path}: refused: a pickle can run code when it is loaded; a checkpoint must be safetensors"
+    return f"{path}: damaged, or no safetensors file: {error}"
+
+
+def _shorten(keys: list[str], shown: int = 4) -> str:
+    return ", ".join(keys[:shown]) + (f", and {len(keys) - shown} more" if len(keys) > shown else "")

@@ -1,0 +1,244 @@
+"""The configuration of a run: dataclasses filled from one YAML file and `key=value` overrides, strictly.
+
+Every key is known, every value has its type and range, or the error names the file, the key and the nearest known key.
+The same door is used for the config inside a checkpoint.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+@dataclass
+class DataConfig:
+    """What to train and test on, and its augmentation."""
+
+    name: str = "photos"
+    root: str | None = None  # folder or file of the data set; None where the data set needs none
+    train_limit: int | None = None  # use this many images at most
+    test_limit: int | None = None
+    hflip: bool = True
+    pad: float = 0.0  # random crop after padding by this fraction of the size
+    workers: int = 0  # loader processes per training process
+
+
+@dataclass
+class ModelConfig:
+    """A model of timm's registry, by name; `args` go to `timm.create_model`."""
+
+    name: str = "s4nd_iso_tiny"
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class StageConfig:
+    """A part of the training at one resolution, with a learning-rate schedule of its own."""
+
+    size: int = 16  # pixels per side
+    epochs: int = 1
+    bandlimit: float | None = None  # in units of the Nyquist frequency of the coarser grid; None keeps every mode
+
+
+@dataclass
+class OptimConfig:
+    """AdamW; the state-space parameters have a learning rate of their own and no weight decay."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    ssm_lr: float | None = None  # None: min(lr, 1e-3)
+    clip_grad: float | None = None  # largest norm of the gradient
+
+
+@dataclass
+class ScheduleConfig:
+    """Linear warm-up from 0, then a cosine to min_lr; begins anew with each stage."""
+
+    warmup_epochs: float = 0.0
+    min_lr: float = 0.0  # of the groups at optim.lr; other groups keep their ratio to them
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stages: list[StageConfig] = field(default_factory=list)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    batch_size: int = 128  # images per step, over all processes
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # alpha of mixup; 0 is off
+    cutmix: float = 0.0  # alpha of cutmix; 0 is off
+    ema: float | None = None  # decay per step of the averaged weights; None is off
+    amp: str = "none"  # none or bf16
+    seed: int = 0
+    out: str | None = None  # run directory; None: runs/<data.name>/<model.name>
+    resume: str | None = None  # None, "auto" or another run directory
+    device: str = "auto"
+
+
+# What the trainer decides itself, and what would load weights or code from elsewhere.
+RESERVED_ARGS = {
+    "num_classes": "it is the number of classes in the data",
+    "img_size": "it is the size of the stage",
+    "features_only": "a classifier is trained",
+    **dict.fromkeys(
+        ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "model_name"),
+        "models are built from their name and trained from scratch",
+    ),
+}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Config from a YAML file and overrides such as `optim.lr=0.01`, `stages.0.size=32` or `model.args.depth=4`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        KeyError: an unknown key; the message names the nearest known one.
+        ValueError: not YAML, a wrong type or a value out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no config file {path}")
+    try:
+        tree = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    node = OmegaConf.structured(Config)
+    _fill(node, "", OmegaConf.to_container(tree), str(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"an override must be key=value, got {override!r}")
+        try:
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ValueError(f"override {override!r}: not valid YAML: {error}") from None
+        _set(node, key, value, f"override {override!r}")
+    return _finish(node, str(path))
+
+
+def config_from_dict(tree: Any, source: str) -> Config:
+    """Config from plain containers of elsewhere (a checkpoint), through the same checks; `source` is for errors."""
+    if "${" in str(tree):  # a stored config is resolved; an interpolation could only read this machine's environment
+        raise ValueError(f"{source}: interpolations are not allowed in a stored config")
+    node = OmegaConf.structured(Config)
+    _fill(node, "", tree, source)
+    return _finish(node, source)
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Plain containers, the inverse of `config_from_dict`."""
+    return asdict(config)
+
+
+def _finish(node: DictConfig, source: str) -> Config:
+    try:
+        config = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:  # an interpolation that cannot be resolved
+        raise ValueError(f"{source}: {_first_line(error)}") from None
+    for problem in _problems(config):
+        raise ValueError(f"{source}: {problem}")
+    config.out = config.out or f"runs/{config.data.name}/{config.model.name}"
+    return config
+
+
+def _fill(node: DictConfig, prefix: str, tree: Any, source: str) -> None:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{source}: {prefix or 'the config'} must be a mapping of keys to values, got {tree!r}")
+    for key, value in tree.items():
+        _set(node, f"{prefix}.{key}" if prefix else str(key), value, source)
+
+
+def _set(node: DictConfig, path: str, value: Any, source: str) -> None:
+    """Set one key, however deep; mappings are entered so that every error knows its whole path."""
+    known = _resolve(path, source, node)
+    if known is not None:
+        _fill(node, path, value, source)
+    elif path == "stages" and isinstance(value, list):
+        node.stages = [StageConfig() for _ in value]
+        for i, stage in enumerate(value):
+            _fill(node, f"stages.{i}", stage, source)
+    elif path == "model.args" and isinstance(value, dict):
+        for key, item in value.items():
+            OmegaConf.update(node, "model.args", {str(key): item}, force_add=True)
+    else:
+        try:
+            OmegaConf.update(node, path, value, force_add=path.startswith("model.args."))
+        except (OmegaConfBaseException, TypeError) as error:
+            raise ValueError(f"{source}: {path}: {_first_line(error)}") from None
+
+
+def _resolve(path: str, source: str, node: DictConfig) -> type | None:
+    """The dataclass that stands at a dotted path, None for a value; KeyError if there is nothing of that name."""
+    here: Any = Config
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        if parts[:depth] == ["model", "args"]:
+            return None
+        if parts[:depth] == ["stages"]:
+            if not part.isdigit() or int(part) >= len(node.stages):
+                raise KeyError(f"{source}: {path} is unknown: there are {len(node.stages)} stages, counted from 0")
+            here = StageConfig
+            continue
+        types = {f.name: f.type for f in fields(here)} if is_dataclass(here) else {}
+        if part not in types:
+            nearest = difflib.get_close_matches(part, types, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(types) or 'nothing'}"
+            raise KeyError(f"{source}: {path} is unknown; {hint}")
+        here = types[part]
+    return here if is_dataclass(here) else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _problems(config: Config) -> Iterable[str]:
+    """What is out of range, in the user's words: what was needed, what came."""
+    data, optim, schedule = config.data, config.optim, config.schedule
+    ranges = [  # (key, value, lowest, highest); a value of None is always allowed
+        ("data.train_limit", data.train_limit, 1, None),
+        ("data.test_limit", data.test_limit, 1, None),
+        ("data.pad", data.pad, 0, 1),
+        ("data.workers", data.workers, 0, None),
+        ("optim.lr", optim.lr, 0, None),
+        ("optim.weight_decay", optim.weight_decay, 0, None),
+        ("optim.ssm_lr", optim.ssm_lr, 0, None),
+        ("optim.clip_grad", optim.clip_grad, 0, None),
+        ("schedule.warmup_epochs", schedule.warmup_epochs, 0, None),
+        ("schedule.min_lr", schedule.min_lr, 0, optim.lr),
+        ("batch_size", config.batch_size, 1, None),
+        ("label_smoothing", config.label_smoothing, 0, 1),
+        ("mixup", config.mixup, 0, None),
+        ("cutmix", config.cutmix, 0, None),
+        ("ema", config.ema, 0, 1),
+        ("seed", config.seed, 0, 2**31 - 1),
+    ]
+    for i, stage in enumerate(config.stages):
+        ranges += [(f"stages.{i}.size", stage.size, 1, None), (f"stages.{i}.epochs", stage.epochs, 1, None)]
+        ranges += [(f"stages.{i}.bandlimit", stage.bandlimit, 0, None)]
+    for key, value, low, high in ranges:
+        if value is not None and not (low <= value and (high is None or value <= high) and value < float("inf")):
+            yield f"{key} must be {f'in [{low}, {high}]' if high is not None else f'at least {low}'}, got {value}"
+    for key, value in (("optim.lr", optim.lr), ("optim.clip_grad", optim.clip_grad)):
+        if value == 0:
+            yield f"{key} must be positive, got 0"
+    if not config.stages:
+        yield "stages must hold at least one stage such as {size: 16, epochs: 8}, got none"
+    for i, stage in enumerate(config.stages):
+        if schedule.warmup_epochs >= stage.epochs:
+            warmup = f"schedule.warmup_epochs={schedule.warmup_epochs:g}"
+            yield f"{warmup} must be less than stages.{i}.epochs={stage.epochs}"
+    if config.amp not in ("none", "bf16"):
+        yield f"amp must be none or bf16, got {config.amp!r}"
+    for key in config.model.args:
+        if key in RESERVED_ARGS:
+            yield f"model.args.{key} cannot be set: {RESERVED_ARGS[key]}"

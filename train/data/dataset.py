@@ -1,0 +1,85 @@
+"""What a data set is here, and two views of one: a balanced part of it, and one that remembers decoded images."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class ImageDataset(Dataset):
+    """Map-style data set: `dataset[i]` is an image (3, H, W) uint8 at its native size, and its label.
+
+    An image that cannot be read raises `BadImage`, and only that.
+
+    Attributes:
+        classes: names of the classes; a label is an index into them.
+        labels: (len(dataset),) int64, known without decoding an image.
+    """
+
+    classes: list[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        raise NotImplementedError
+
+
+def balanced_order(labels: np.ndarray) -> np.ndarray:
+    """Indices in an order of which every beginning holds equally many of each class, as far as they reach.
+
+    A fixed shuffle, then the first of every class, then the second of every class, and so on. It depends on `labels` alone.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).numpy()
+    turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before it in the shuffle
+    for label in np.unique(labels):
+        mine = labels[order] == label
+        turn[mine] = np.arange(mine.sum())
+    return order[np.argsort(turn, kind="stable")]
+
+
+class BalancedPart(ImageDataset):
+    """The first `limit` images of a data set in `balanced_order`: a smaller part is contained in a larger one."""
+
+    def __init__(self, dataset: ImageDataset, limit: int):
+        if limit < 1:
+            raise ValueError(f"limit must be a positive number of images or None, got {limit}")
+        self.dataset = dataset
+        self.indices = balanced_order(dataset.labels)[:limit]
+        self.classes, self.labels = dataset.classes, dataset.labels[self.indices]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.dataset[int(self.indices[index])]
+
+
+class Cached(ImageDataset):
+    """Keeps every decoded image, if all together, at the size of the first one read, fit into `max_bytes`.
+
+    Images of another size are decoded each time. The memory belongs to one process: a worker of a loader fills its own
+    and loses it with the loader, so a data set that fits here is fastest without workers.
+    """
+
+    def __init__(self, dataset: ImageDataset, max_bytes: int = 2**28):
+        self.dataset, self.max_bytes = dataset, max_bytes
+        self.classes, self.labels = dataset.classes, dataset.labels
+        self.images: Tensor | None = None  # (len, H, W, 3) uint8
+        self.kept = np.zeros(len(dataset), dtype=bool)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self.kept[index]:
+            return self.images[index].permute(2, 0, 1), int(self.labels[index])
+        image, label = self.dataset[index]
+        if self.images is None:
+            fits = len(self) * image.numel() <= self.max_bytes
+            _, height, width = image.shape
+            self.images = image.new_empty((len(self) if fits else 0, height, width, 3))
+        pixels = image.permute(1, 2, 0)
+        if len(self.images) and pixels.shape == self.images.shape[1:]:
+            self.images[index] = pixels
+            self.kept[index] = True
+        return image, label
+
+    def __getstate__(self) -> dict:
+        """Without the images: a worker started by spawn decodes its own."""
+        return self.__dict__ | {"images": None, "kept": np.zeros(len(self), dtype=bool)}

@@ -1,0 +1,101 @@
+"""Batches of images of one size: shuffled or not, over processes and workers, with damaged images left out or raised."""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from .dataset import ImageDataset
+from .images import BadImage
+from .resized import Resized, mix
+
+logger = logging.getLogger("s4nd")
+_reported: set[str] = set()  # a damaged image turns up in every epoch, each of which has a loader of its own
+
+
+class ImageLoader(DataLoader):
+    """Batches (images (B, 3, size, size) uint8, labels (B,) int64), without those images that cannot be read.
+
+    They are reported by the process that iterates, not by its workers: once, as a warning of the logger "s4nd"; with
+    `skip_bad=False` the first one is raised. A batch is smaller by them, and is left out if nothing remains, so that a
+    batch is never empty but there may be fewer than `len(loader)`.
+    """
+
+    def __init__(self, dataset: Resized, *, skip_bad: bool, **options):
+        super().__init__(dataset, collate_fn=collate, **options)
+        self.skip_bad = skip_bad
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels, bad in super().__iter__():
+            for error in bad:
+                if not self.skip_bad:
+                    raise error
+                report(error)
+            if len(labels):
+                yield images, labels
+
+
+def report(error: BadImage) -> None:
+    """Warn of a damaged image, the first time."""
+    if error.path not in _reported:
+        _reported.add(error.path)
+        logger.warning("skipped an image that cannot be read: %s", error)
+
+
+def collate(items: Sequence[tuple[Tensor, int] | BadImage]) -> tuple[Tensor, Tensor, list[BadImage]]:
+    """The images (B, 3, size, size) and labels (B,) of those items that were read, and the errors of the others."""
+    bad = [item for item in items if isinstance(item, BadImage)]
+    good = [item for item in items if not isinstance(item, BadImage)]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, dtype=torch.uint8)
+    return images, torch.tensor([label for _, label in good], dtype=torch.int64), bad
+
+
+def make_loader(
+    dataset: ImageDataset,
+    size: int,
+    batch_size: int,
+    *,
+    train: bool,
+    seed: int = 0,
+    epoch: int = 0,
+    workers: int = 0,
+    hflip: bool = False,
+    pad: float = 0.0,
+    rank: int = 0,
+    world_size: int = 1,
+    skip_bad: bool | None = None,
+) -> ImageLoader:
+    """The batches of one epoch in one process.
+
+    Training: in the order of (seed, epoch), flipped and shifted (see `Resized`), without a last batch that is not full,
+    unless it is the only one; step k of all processes together sees the images of step k of a single process with
+    batches of `world_size * batch_size`. Evaluation: in order, unchanged; each image in one process, once.
+
+    Args:
+        size: side of the images, in pixels.
+        batch_size: images of a batch, in this process.
+        hflip, pad: used in training only.
+        rank, world_size: this process and the number of them.
+        skip_bad: leave out images that cannot be read, and report them; otherwise they raise BadImage. Default: `train`.
+    """
+    if train:
+        view = Resized(dataset, size, hflip=hflip, pad=pad, seed=seed, epoch=epoch)
+        full = len(dataset) > batch_size * world_size
+        sampler = DistributedSampler(dataset, world_size, rank, seed=mix(seed, epoch) >> 1, drop_last=full)
+    else:
+        view = Resized(dataset, size)
+        full, sampler = False, range(rank, len(dataset), world_size)  # DistributedSampler would repeat or lose some
+    return ImageLoader(
+        view,
+        skip_bad=train if skip_bad is None else skip_bad,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=full,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(
+            0
+        ),  # seeds the workers, which draw nothing; spares the global generator
+    )

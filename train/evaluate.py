@@ -1,0 +1,47 @@
+"""Accuracy and loss of a model over a loader, summed over the processes of a distributed run."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from .model import to_input
+
+
+class Score(NamedTuple):
+    """Means over all images: accuracy (top-1, 0 to 1), loss (cross entropy in nats), and their number."""
+
+    accuracy: float
+    loss: float
+    images: int
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Elementwise sum over the processes; the values themselves without torch.distributed."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Score:
+    """Score a model on batches of uint8 images (B, 3, H, W) and labels (B,). Leaves the model in eval mode.
+
+    Raises:
+        ValueError: there was no image.
+    """
+    model.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    for images, labels in batches:
+        labels = labels.to(device, non_blocking=True)
+        logits = model(to_input(images, model, device)).float()
+        correct = (logits.argmax(-1) == labels).sum()
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        totals += torch.stack([correct.double(), loss.double(), torch.tensor(len(labels), device=device).double()])
+    correct, loss, count = sum_over_processes(totals).tolist()
+    if not count:
+        raise ValueError("there is no image to evaluate on")
+    return Score(correct / count, loss / count, int(count))

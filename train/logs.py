@@ -1,0 +1,53 @@
+"""What a run leaves to read: log.jsonl (a line per epoch) and TensorBoard events, in the run directory."""
+
+import json
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class RunLog:
+    """Appends one record per epoch.
+
+    Args:
+        folder: the run directory.
+        epochs_done: epochs of the run that is continued; what was logged after them (a killed epoch) is dropped.
+    """
+
+    def __init__(self, folder: Path, epochs_done: int = 0):
+        self.path = folder / "log.jsonl"
+        kept = [line for line in _lines(self.path) if (record := _parse(line)) and record["epoch"] <= epochs_done]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.board = SummaryWriter(str(folder), purge_step=epochs_done + 1)
+
+    def write(self, record: dict) -> None:
+        """Log one epoch; `record` holds plain numbers and its `epoch`, counted from 1."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for key, value in record.items():
+            self.board.add_scalar(key, value, record["epoch"])
+        self.board.flush()
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def summary_line(record: dict, epochs: int) -> str:
+    """One epoch's record for people."""
+    return (
+        f"epoch {record['epoch']}/{epochs}  {record['size']} px  loss {record['train_loss']:.3f}  "
+        f"test {100 * record['test_accuracy']:.1f} %  lr {record['lr']:.2g}  {record['seconds']:.1f} s  "
+        f"{record['images_per_second']:.0f} images/s"
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def _parse(line: str) -> dict | None:
+    """The record of a line, None for one that a kill cut short."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

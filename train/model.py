@@ -1,0 +1,56 @@
+"""From a config to a timm model at the resolution of one stage, and from pixels to its input."""
+
+import difflib
+
+import timm
+import torch
+from timm.models import is_model
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import normalize
+
+import s4nd.models  # noqa: F401  registers S4ND's models with timm
+from s4nd import set_bandlimit
+
+from .config import Config
+
+
+def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
+    """A freshly initialised model as it stands in stage number `stage` of the config.
+
+    Raises:
+        ValueError: the name is not registered with timm, or the model does not know one of model.args.
+    """
+    name, size = config.model.name, config.stages[stage].size
+    if "/" in name or ":" in name or not is_model(name):  # names of hubs and folders would load code and weights
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"model.name={name!r} is not a model of timm's registry{hint}")
+    args = {"pretrained": False, "num_classes": num_classes, **config.model.args}
+    try:
+        model = _create(name, args, size)
+    except TypeError as error:
+        raise ValueError(f"model {name} does not take model.args {config.model.args}: {error}") from error
+    set_bandlimit(model, config.stages[stage].bandlimit)
+    return model
+
+
+def _create(name: str, args: dict, size: int) -> nn.Module:
+    try:
+        return timm.create_model(name, img_size=size, **args)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(name, **args)  # fully convolutional models of timm know no size
+
+
+def enter_stage(model: nn.Module, config: Config, stage: int) -> None:
+    """Bring a model of the stage before to stage number `stage`: its resolution and its bandlimit."""
+    if stage > 0 and hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=config.stages[stage].size)
+    set_bandlimit(model, config.stages[stage].bandlimit)
+
+
+def to_input(images: Tensor, model: nn.Module, device: torch.device) -> Tensor:
+    """uint8 (B, 3, H, W) to the input on `device`: scaled to [0, 1], then by the mean and std of pretrained_cfg."""
+    images = images.to(device, non_blocking=True).float().div_(255)
+    return normalize(images, list(model.pretrained_cfg["mean"]), list(model.pretrained_cfg["std"]), inplace=True)

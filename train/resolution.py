@@ -1,0 +1,132 @@
+"""Accuracy against resolution: evaluate a model at sizes it was not trained at, as a table, a plot and a sentence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .data import make_loader
+from .evaluate import evaluate
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy (0 to 1) of one checkpoint per size (pixels per side)."""
+
+    name: str
+    trained_size: int
+    accuracy: Mapping[int, float]
+
+
+def evaluate_sizes(
+    model: nn.Module,
+    dataset,
+    sizes: Sequence[int],
+    *,
+    batch_size: int = 128,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    skip_bad: bool = False,
+) -> dict[int, float]:
+    """Accuracy of a model on a data set rendered at each size.
+
+    Args:
+        model: takes any size (B, 3, size, size); moved to `device` and left in eval mode.
+        dataset: of `build_dataset`.
+        sizes: pixels per side.
+        skip_bad: leave out images that cannot be read; otherwise they raise BadImage.
+
+    Returns:
+        {size: accuracy, 0 to 1}.
+    """
+    device = torch.device(device)
+    model.to(device)
+    accuracy = {}
+    for size in sizes:
+        if size < 1:
+            raise ValueError(f"sizes must be at least 1, got {size}")
+        # seed and epoch only matter for shuffling and augmentation, which testing has not
+        batches = make_loader(
+            dataset,
+            size,
+            batch_size,
+            train=False,
+            seed=0,
+            epoch=0,
+            workers=workers,
+            hflip=False,
+            pad=0.0,
+            skip_bad=skip_bad,
+        )
+        accuracy[size] = evaluate(model, batches, device).accuracy
+    return accuracy
+
+
+def table(curves: Sequence[Curve]) -> str:
+    """Accuracies in percent, a row per checkpoint; the size it was trained at carries a star."""
+    sizes = sorted({size for curve in curves for size in curve.accuracy})
+    width = max(len("size"), *(len(curve.name) for curve in curves))
+    lines = [f"{'size':<{width}}" + "".join(f"{size:>8} " for size in sizes)]
+    for curve in curves:
+        cells = [
+            f"{100 * curve.accuracy[size]:8.1f}{'*' if size == curve.trained_size else ' '}"
+            if size in curve.accuracy
+            else f"{'-':>8} "
+            for size in sizes
+        ]
+        lines.append(f"{curve.name:<{width}}" + "".join(cells))
+    return "\n".join(line.rstrip() for line in [*lines, "accuracy in %, * trained at this size"])
+
+
+def conclusion(curves: Sequence[Curve]) -> str:
+    """What the table shows: each checkpoint's change from its own size to the size farthest from it."""
+    return "; ".join(_change(curve) for curve in curves)
+
+
+def _change(curve: Curve) -> str:
+    home = curve.trained_size if curve.trained_size in curve.accuracy else min(curve.accuracy)
+    trained = " (trained)" if home == curve.trained_size else ""
+    start = f"{curve.name}: {100 * curve.accuracy[home]:.1f} % at {home}{trained}"
+    far = max(curve.accuracy, key=lambda size: (max(size, home) / min(size, home), size))
+    if far == home:
+        return start
+    points = 100 * (curve.accuracy[far] - curve.accuracy[home])
+    change = f"{'rises' if points > 0 else 'falls'} by {abs(points):.1f} points"
+    return f"{start}, {100 * curve.accuracy[far]:.1f} % at {far}: {change}"
+
+
+def require_matplotlib():
+    """matplotlib.figure, drawn without a display; ImportError names the extra that installs it."""
+    try:
+        from matplotlib import figure
+    except ImportError as error:
+        raise ImportError('the plot needs matplotlib: pip install "s4nd[demo]"') from error
+    return figure
+
+
+def plot(curves: Sequence[Curve], path: str | Path) -> Path:
+    """Write a PNG of accuracy against resolution, the trained size of each checkpoint marked; returns its path."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"the plot must be a .png file, got {path}")
+    figure = require_matplotlib().Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    sizes = sorted({size for curve in curves for size in curve.accuracy})
+    for i, curve in enumerate(curves):
+        points = sorted(curve.accuracy.items())
+        color = f"C{i}"
+        percents = [100 * accuracy for _, accuracy in points]
+        axes.plot([size for size, _ in points], percents, "o-", color=color, markersize=4, label=curve.name)
+        if curve.trained_size in curve.accuracy:
+            home = 100 * curve.accuracy[curve.trained_size]
+            axes.plot([curve.trained_size], [home], "*", color=color, markersize=16, markeredgecolor="white")
+    axes.plot([], [], "*", color="0.4", markersize=12, linestyle="none", label="trained at this size")
+    axes.set(xlabel="resolution (pixels per side)", ylabel="test accuracy (%)", ylim=(0, 100))
+    axes.set_xticks(sizes)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path

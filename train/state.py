@@ -1,0 +1,76 @@
+"""`last.state`: everything that a run needs to go on, in one file, so that a kill cannot leave half of it.
+
+All randomness of an epoch is drawn from (seed, epoch, process), so no state of a random generator is kept.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import FORMAT_VERSION, write_atomically
+from .config import Config, config_to_dict
+
+STATE_FILE = "last.state"
+# May differ between a run and its continuation: where it runs and writes, not what it computes.
+EXEMPT = {"out", "resume", "device", "data.root", "data.workers"}
+
+
+def save_state(folder: Path, config: Config, state: dict[str, Any]) -> None:
+    """Write the state of a run atomically; `state` holds tensors and plain containers."""
+    buffer = io.BytesIO()
+    torch.save({**state, "format_version": FORMAT_VERSION, "config": config_to_dict(config)}, buffer)
+    write_atomically(folder / STATE_FILE, buffer.getvalue())
+
+
+def load_state(folder: Path, config: Config) -> dict[str, Any]:
+    """The state of the run in `folder`, if it is a run of this config. The last stage may have got more epochs.
+
+    Raises:
+        FileNotFoundError: no run there.
+        ValueError: a damaged file, or a run of another config; the message lists the keys that differ.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no run to resume in {folder}: {path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: damaged: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{path}: not the state of a run of this version of s4nd")
+    differing = config_differences(state["config"], config_to_dict(config))
+    if differing:
+        raise ValueError(f"{folder} holds a run with another config: {'; '.join(differing)}")
+    return state
+
+
+def find_state(config: Config) -> dict[str, Any] | None:
+    """The state that config.resume asks to continue from, None for a new run.
+
+    Raises:
+        ValueError: config.out holds a run that would be overwritten; otherwise as `load_state`.
+    """
+    out = Path(config.out)
+    source = out if config.resume in (None, "auto") else Path(config.resume)
+    occupied = (out / STATE_FILE).exists()
+    if occupied and (config.resume is None or source.resolve() != out.resolve()):
+        raise ValueError(f"{out} already holds a run: continue it with resume=auto, or choose another out=")
+    return load_state(source, config) if occupied or config.resume not in (None, "auto") else None
+
+
+def config_differences(old: dict, new: dict) -> list[str]:
+    """'key: old, now new' for every key that differs and must not."""
+    before, after = _flatten(old), _flatten(new)
+    exempt = EXEMPT | {f"stages.{len(new['stages']) - 1}.epochs"}
+    keys = sorted((before.keys() | after.keys()) - exempt)
+    return [f"{k}: {before.get(k)}, now {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
+    if children is None:
+        return {prefix: tree}
+    return {k: v for key, child in children for k, v in _flatten(child, f"{prefix}.{key}".lstrip(".")).items()}
