@@ -59,9 +59,7 @@ def decode(data: bytes, path: str | Path) -> Tensor:
             pixels = np.array(_to_rgb(image))
     except BadImage:
         raise
-    except (
-        Exception
-    ) as error:  # damaged data raises nearly anything in the decoders: OSError, SyntaxError, struct.error
+    except Exception as error:  # of damaged data the decoders raise OSError, SyntaxError, struct.error, and more
         raise BadImage(path, _reason(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -69,9 +69,10 @@ def make_loader(
 ) -> ImageLoader:
     """The batches of one epoch in one process.
 
-    Training: in the order of (seed, epoch), flipped and shifted (see `Resized`), without a last batch that is not full,
-    unless it is the only one; step k of all processes together sees the images of step k of a single process with
-    batches of `world_size * batch_size`. Evaluation: in order, unchanged; each image in one process, once.
+    Training: in the order of (seed, epoch), flipped and shifted (see `Resized`), without a last batch that is not full
+    unless it is the only one. Step k of all processes together sees the images of step k of a single process with batches
+    of `world_size * batch_size`; only a single batch that cannot be shared evenly repeats some images.
+    Evaluation: in order, unchanged; each image in one process, once.
 
     Args:
         size: side of the images, in pixels.
@@ -83,7 +84,7 @@ def make_loader(
     if train:
         view = Resized(dataset, size, hflip=hflip, pad=pad, seed=seed, epoch=epoch)
         full = len(dataset) > batch_size * world_size
-        sampler = DistributedSampler(dataset, world_size, rank, seed=mix(seed, epoch) >> 1, drop_last=full)
+        sampler = DistributedSampler(dataset, world_size, rank, seed=mix(seed, epoch, "order"), drop_last=full)
     else:
         view = Resized(dataset, size)
         full, sampler = False, range(rank, len(dataset), world_size)  # DistributedSampler would repeat or lose some
@@ -95,7 +96,5 @@ def make_loader(
         drop_last=full,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(
-            0
-        ),  # seeds the workers, which draw nothing; spares the global generator
+        generator=torch.Generator(),  # seeds the workers, which draw nothing; the global generator stays as it is
     )

@@ -54,7 +54,7 @@ def cells(height: int, width: int) -> tuple[int, int]:
     return min(4, max(1, height // MIN_CELL)), min(4, max(1, width // MIN_CELL))
 
 
-def test_region(height: int, width: int) -> np.ndarray:
+def kept_for_testing(height: int, width: int) -> np.ndarray:
     """(height, width) bool, true for the pixels kept for testing: between a sixth and a third of them, spread out."""
     rows, columns = cells(height, width)
     row, column = np.arange(height) * rows // height, np.arange(width) * columns // width
@@ -100,7 +100,7 @@ class Photos(ImageDataset):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f'the data set "photos" needs {file} of scikit-image, which is not in {folder}')
             picture = to_grey(read_image(folder / file))
-            region = test_region(*picture.shape)
+            region = kept_for_testing(*picture.shape)
             rows, columns = cells(*picture.shape)
             side = min(picture.shape[0] // rows, picture.shape[1] // columns) * 3 // 4
             self.pictures.append(picture[..., None].repeat(1, 1, 3).permute(2, 0, 1))  # (3, H, W)

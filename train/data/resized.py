@@ -39,7 +39,7 @@ class Resized(Dataset):
         self.classes, self.labels = dataset.classes, dataset.labels
         self.augments = hflip or pad > 0
         if self.augments:
-            generator = torch.Generator().manual_seed(mix(seed, epoch))
+            generator = torch.Generator().manual_seed(mix(seed, epoch, "augmentation"))
             numbers = torch.rand(len(dataset), 3, generator=generator)  # drawn even if unused: pad does not alter flips
             most = round(pad * size)
             self.flip = (numbers[:, 0] < 0.5) & hflip  # (len,)
@@ -80,9 +80,10 @@ class Resized(Dataset):
             return error
 
 
-def mix(seed: int, epoch: int) -> int:
-    """One 63-bit seed of two numbers. Their sum would make epoch 1 of seed 0 the same as epoch 0 of seed 1."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+def mix(seed: int, epoch: int, purpose: str) -> int:
+    """A 63-bit seed for each (seed, epoch, purpose); a sum of them would be the same for (0, 1) and (1, 0)."""
+    numbers = [seed, epoch, *purpose.encode()]
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def render(images: list[Tensor], size: int) -> Tensor:

@@ -1,0 +1,139 @@
+"""Parquet data sets against the real CIFAR-10 files and against small files written here, good and bad."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from s4nd.train.data import BadImage, build_dataset, make_loader
+from s4nd.train.data.images import decode
+from s4nd.train.data.parquet import Parquet
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture
+def write(tmp_path, picture, encode):
+    """write(name, labels, images=None, names=None): a file in the layout below tmp_path; returns tmp_path."""
+
+    def write(name, labels, images=None, names=None, path="{}.png"):
+        images = [encode(picture(6, 8, i)) for i in range(len(labels))] if images is None else images
+        column = [{"bytes": data, "path": path and path.format(i)} for i, data in enumerate(images)]
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        table = pa.table({"image": pa.array(column, kind), "label": pa.array(labels, pa.int64())})
+        if names:
+            info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+            table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, tmp_path / name)
+        return tmp_path
+
+    return write
+
+
+def test_real_cifar10_has_its_rows_and_class_names(shared):
+    test = build_dataset("parquet", shared / "data" / "cifar10", "test")
+    assert len(test) == 10_000 and np.bincount(test.labels).tolist() == [1000] * 10
+    assert test.classes[:3] == ["airplane", "automobile", "bird"] and test.classes[9] == "truck"
+    image, label = test[9_999]
+    assert image.shape == (3, 32, 32) and label == test.labels[9_999]
+
+
+def test_real_rows_keep_image_and_label_together(shared):
+    file = shared / "data" / "cifar10" / "test.parquet"
+    row = pq.read_table(file).slice(1234, 1).to_pylist()[0]
+    image, label = Parquet(file.parent, "test")[1234]
+    assert label == row["label"] and (image == decode(row["image"]["bytes"], "")).all()
+
+
+@pytest.mark.parametrize("name", ["test.parquet", "data/test-00000-of-00001.parquet", "data/validation-0.parquet"])
+def test_usual_file_names_are_found(write, name):
+    assert len(Parquet(write(name, [0, 1]), "test")) == 2
+
+
+def test_several_files_are_one_data_set_in_order(write):
+    write("data/train-00000.parquet", [0, 1, 2])
+    data = Parquet(write("data/train-00001.parquet", [3, 4]), "train")
+    assert [data[i][1] for i in range(5)] == [0, 1, 2, 3, 4] and len(data) == 5
+    assert (data[3][0] == data[0][0]).all() and not (data[3][0] == data[1][0]).all()  # row 0 of either file
+
+
+def test_numbers_are_the_class_names_where_the_file_has_none(write):
+    write("train.parquet", [0, 2, 5])
+    root = write("test.parquet", [0, 1])
+    assert Parquet(root, "train").classes == Parquet(root, "test").classes == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_damaged_row_raises_bad_image_with_file_and_row(write, picture, encode):
+    good = encode(picture(6, 8))
+    write("train-0.parquet", [0, 1], [good, good])
+    data = Parquet(write("train-1.parquet", [0, 1, 0], [good, b"no image", None]), "train")
+    with pytest.raises(BadImage, match=r"train-1\.parquet, row 1 \(1\.png\): not an image"):
+        data[3]
+    with pytest.raises(BadImage, match=r"train-1\.parquet, row 2 \(2\.png\): the row has no bytes"):
+        data[4]
+
+
+def test_other_columns_are_an_error_that_lists_them(tmp_path):
+    pq.write_table(pa.table({"img": [b"x"], "label": [0]}), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"columns image .* and label .*; found img: binary, label: int64"):
+        Parquet(tmp_path, "train")
+
+
+@pytest.mark.parametrize("column", [{"label": ["cat"]}, {"image": [b"x"]}, {"image": [{"path": "a.png"}]}])
+def test_columns_of_other_types_are_an_error(tmp_path, column):
+    columns = {"image": [{"bytes": b"x", "path": "a.png"}], "label": [0]} | column
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"train\.parquet must have the columns"):
+        Parquet(tmp_path, "train")
+
+
+def test_image_without_path_field_is_accepted(tmp_path, picture, encode):
+    columns = {"image": [{"bytes": encode(picture(6, 8))}, {"bytes": b"x"}], "label": [0, 0]}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    data = Parquet(tmp_path, "train")
+    assert data[0][0].shape == (3, 6, 8)
+    with pytest.raises(BadImage, match=r"row 1: not an image"):
+        data[1]
+
+
+@pytest.mark.parametrize("labels, message", [([-1, 0], "got -1 to 0"), ([0, 2], "must be 0 to 1, got 0 to 2")])
+def test_labels_that_are_no_classes_are_an_error(write, labels, message):
+    with pytest.raises(ValueError, match=message):
+        Parquet(write("train.parquet", labels, names=["cat", "dog"]), "train")
+
+
+def test_missing_label_and_empty_file_are_errors(write):
+    with pytest.raises(ValueError, match="1 rows have no label"):
+        Parquet(write("train.parquet", [0, None]), "train")
+    with pytest.raises(ValueError, match="holds no row"):
+        Parquet(write("test.parquet", [], names=["cat"]), "test")
+
+
+def test_absent_files_and_folders_are_named(tmp_path):
+    (tmp_path / "readme.md").touch()
+    with pytest.raises(FileNotFoundError, match=r"test\*\.parquet or validation\*\.parquet.*readme\.md"):
+        Parquet(tmp_path, "test")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        Parquet(tmp_path / "nowhere", "train")
+
+
+def test_file_that_is_no_parquet_is_named(tmp_path):
+    (tmp_path / "train.parquet").write_text("hello")
+    with pytest.raises(ValueError, match=r"train\.parquet cannot be read as parquet"):
+        Parquet(tmp_path, "train")
+
+
+def test_data_set_survives_pickling(write):
+    data = Parquet(write("train.parquet", [0, 1]), "train")
+    copy = pickle.loads(pickle.dumps(data))
+    assert (copy[1][0] == data[1][0]).all() and copy[1][1] == 1
+
+
+def test_workers_read_the_same_rows_as_one_process(shared):
+    data = build_dataset("parquet", shared / "data" / "cifar10", "test", limit=40)
+    alone, helped = (list(make_loader(data, 16, 16, train=False, workers=workers)) for workers in (0, 2))
+    for (images, labels), (others, their_labels) in zip(alone, helped, strict=True):
+        assert (images == others).all() and (labels == their_labels).all()
