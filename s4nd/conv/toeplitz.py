@@ -1,5 +1,7 @@
 """Convolution along one axis as a product with a Toeplitz matrix: plain GEMM, no complex numbers, no padding of the signal."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,14 +22,17 @@ def toeplitz_conv(u: Tensor, k: Tensor, axis: int) -> Tensor:
     """Convolve u along one axis, with zeros outside.
 
     Args:
-        u: (R, C, B, H, *axes); R or C may be 1 and then broadcast against the kernel.
+        u: (R, C, H, ...); R or C may be 1 and then broadcast against the kernel.
         k: (R, C, H, 2n - 1) by lag (see conv/lags.py), n = u.shape[axis].
-        axis: negative index into u.
+        axis: negative index into u, one of the dimensions behind H.
 
     Returns:
-        (R, C, B, H, *axes).
+        The shape of u, with the kernel's R and C.
     """
-    T = toeplitz_matrix(k)  # (R, C, H, n, n)
-    u = u.movedim(axis, -1)
-    y = torch.einsum("rcbh...s,rchts->rcbh...t", u, T.to(u.dtype))
-    return y.movedim(-1, axis)
+    T = toeplitz_matrix(k).to(u.dtype)  # (R, C, H, n, n)
+    if axis == -1:
+        return torch.matmul(u.flatten(3, -2), T.mT).unflatten(3, u.shape[3:-1])
+    axis += u.ndim
+    before, after = u.shape[3:axis], u.shape[axis + 1 :]
+    y = torch.matmul(T[:, :, :, None], u.reshape(*u.shape[:3], math.prod(before), u.shape[axis], math.prod(after)))
+    return y.reshape(*y.shape[:3], *before, -1, *after)

@@ -167,8 +167,9 @@ class S4ND(nn.Module):
         if self.out_channels is not None:
             y = y.sum(2).unflatten(1, (self.out_channels, self.channels))
             return y.transpose(1, 2).flatten(1, 2)
-        y = y + self.D.reshape(self.channels, self.d_model, *([1] * self.ndim)) * u[:, None]
-        return y.flatten(1, 2)
+        D = self.D.reshape(self.channels, self.d_model, *([1] * self.ndim))
+        # The first operand decides how the sum lies in memory: as u does, whatever the convolution left behind.
+        return (D * u[:, None] + y).flatten(1, 2)
 
     def train(self, mode: bool = True) -> "S4ND":
         self._cache.clear()
