@@ -34,13 +34,10 @@ def separable_conv(u: Tensor, kernels: Sequence[Tensor], *, algorithm: str = "au
         raise ValueError(f"need a kernel per axis of u (B, H, *axes) = {tuple(u.shape)}, got {len(kernels)} kernels")
     if algorithm != "auto" and algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be auto or one of {sorted(ALGORITHMS)}, got {algorithm!r}")
-    # Heads first and the batch before the last axis: then the products along the last and along the first axis are batched
-    # GEMMs over heads on this one layout, without a copy between them.
-    y = u.movedim(0, -2)[None, None]  # (R, C, H, n_1, ..., B, n_D)
-    for i in reversed(range(len(kernels))):
-        n = u.shape[2 + i]
-        choice = algorithm if algorithm != "auto" else "toeplitz" if n < LONG_AXIS else "fft"
-        axis = -1 if i == len(kernels) - 1 else 3 + i - y.ndim
-        y = ALGORITHMS[choice](y, kernels[i], axis)
+    y = u[None, None]  # (R, C, B, H, *axes)
+    for axis in range(-1, -len(kernels) - 1, -1):
+        choice = algorithm if algorithm != "auto" else "toeplitz" if u.shape[axis] < LONG_AXIS else "fft"
+        y = ALGORITHMS[choice](y, kernels[axis], axis)
     y = y[0] if len(y) == 1 else y.sum(0)
-    return y.movedim(-2, 0)
+    # The products may leave the heads first in memory, where every elementwise operation after them would be slow.
+    return y.transpose(0, 1).contiguous()

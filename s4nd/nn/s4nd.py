@@ -168,8 +168,7 @@ class S4ND(nn.Module):
             y = y.sum(2).unflatten(1, (self.out_channels, self.channels))
             return y.transpose(1, 2).flatten(1, 2)
         D = self.D.reshape(self.channels, self.d_model, *([1] * self.ndim))
-        # The first operand decides how the sum lies in memory: as u does, whatever the convolution left behind.
-        return (D * u[:, None] + y).flatten(1, 2)
+        return torch.addcmul(y, D, u[:, None]).flatten(1, 2)
 
     def train(self, mode: bool = True) -> "S4ND":
         self._cache.clear()
