@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s4nd.conv import ALGORITHMS, lags, separable_conv
+from s4nd.conv import ALGORITHMS, lags, separable_conv, toeplitz
 from s4nd.conv.dense import dense_conv
 from s4nd.conv.fft import fast_length
 from s4nd.conv.toeplitz import toeplitz_matrix
@@ -45,6 +45,32 @@ def test_gradients(algorithm):
     kernels = [torch.randn(2, 1, 2, 2 * n - 1, dtype=F64, requires_grad=True) for n in (3, 4)]
     conv = lambda u, *kernels: separable_conv(u, kernels, algorithm=algorithm)  # noqa: E731
     assert torch.autograd.gradcheck(conv, (u, *kernels))
+
+
+@pytest.mark.parametrize("sizes", [(5,), (4, 3), (2, 3, 4), (2, 1, 3, 2)])
+def test_products_image_by_image_equal_dense_with_gradients(monkeypatch, sizes):
+    """Large images take this way on a CPU; here all do."""
+    monkeypatch.setattr(toeplitz, "BLOCK_WORK", 0)
+    torch.manual_seed(0)
+    u = torch.randn(2, 3, *sizes, dtype=F64, requires_grad=True)
+    kernels = [torch.randn(2, 2, 3, 2 * n - 1, dtype=F64, requires_grad=True) for n in sizes]
+    expected = dense_conv(u, kernels)
+    got = separable_conv(u, kernels, algorithm="toeplitz")
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 * expected.detach().abs().max())
+    probe = torch.randn_like(expected)
+    grads = [torch.autograd.grad((y * probe).sum(), [u, *kernels]) for y in (got, expected)]
+    for g, e in zip(*grads, strict=True):
+        torch.testing.assert_close(g, e, rtol=0, atol=1e-12 * e.abs().max())
+
+
+def test_channels_last_input_gives_the_same(monkeypatch):
+    torch.manual_seed(0)
+    u, k = torch.randn(2, 3, 6, 5, dtype=F64), [torch.randn(1, 1, 3, 2 * n - 1, dtype=F64) for n in (6, 5)]
+    expected = separable_conv(u, k)
+    for work in (0, 2**60):
+        monkeypatch.setattr(toeplitz, "BLOCK_WORK", work)
+        got = separable_conv(u.to(memory_format=torch.channels_last), k)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-13 * expected.abs().max())
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
