@@ -94,12 +94,17 @@ def _curve(path: str, name: str, args: argparse.Namespace, device) -> Curve:
 
 
 def _names(args: argparse.Namespace) -> list[str]:
-    """The models' names, with the path where two checkpoints have the same one."""
-    names = [read_checkpoint(path)[1].model.name for path in args.checkpoints]
-    return [
-        name if Counter(names)[name] == 1 else f"{name} ({path})"
-        for name, path in zip(names, args.checkpoints, strict=True)
-    ]
+    """The models' names; where two checkpoints have the same one, with the run directory, or else the whole path."""
+    models = [read_checkpoint(path)[1].model.name for path in args.checkpoints]
+    paths = [Path(path) for path in args.checkpoints]
+    for where in ([path.parent.name for path in paths], args.checkpoints):
+        names = [
+            model if Counter(models)[model] == 1 else f"{model} ({place})"
+            for model, place in zip(models, where, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _version() -> str:

@@ -106,6 +106,11 @@ def require_matplotlib():
     return figure
 
 
+def _shorten(label: str, longest: int = 48) -> str:
+    """The end of a label that would leave no room for the plot."""
+    return label if len(label) <= longest else "..." + label[3 - longest :]
+
+
 def plot(curves: Sequence[Curve], path: str | Path) -> Path:
     """Write a PNG of accuracy against resolution, the trained size of each checkpoint marked; returns its path."""
     path = Path(path)
@@ -118,7 +123,7 @@ def plot(curves: Sequence[Curve], path: str | Path) -> Path:
         points = sorted(curve.accuracy.items())
         color = f"C{i}"
         percents = [100 * accuracy for _, accuracy in points]
-        axes.plot([size for size, _ in points], percents, "o-", color=color, markersize=4, label=curve.name)
+        axes.plot([size for size, _ in points], percents, "o-", color=color, markersize=4, label=_shorten(curve.name))
         if curve.trained_size in curve.accuracy:
             home = 100 * curve.accuracy[curve.trained_size]
             axes.plot([curve.trained_size], [home], "*", color=color, markersize=16, markeredgecolor="white")

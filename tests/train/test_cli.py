@@ -55,6 +55,9 @@ def test_same_model_twice_is_told_apart_by_path(run, write_config, tmp_path):
     path = tmp_path / "run" / "conv_iso_tiny" / "best.safetensors"
     _, out, _ = run("eval", path, path.with_name("last.safetensors"), "--sizes", 8)
     assert f"conv_iso_tiny ({path})" in out
+    shutil.copytree(path.parent, tmp_path / "again")
+    _, out, _ = run("eval", path, tmp_path / "again" / path.name, "--sizes", 8)
+    assert "conv_iso_tiny (conv_iso_tiny)" in out and "conv_iso_tiny (again)" in out
 
 
 @pytest.mark.parametrize(

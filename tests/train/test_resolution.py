@@ -69,3 +69,9 @@ def test_size_zero_is_refused(write_config, folder):
     model = build_model(load_config(write_config()), 2)
     with pytest.raises(ValueError, match="sizes must be at least 1, got 0"):
         evaluate_sizes(model, build_dataset("folder", str(folder), "test"), [0])
+
+
+def test_plot_has_room_for_a_long_name(tmp_path):
+    """matplotlib warns, which is an error here, when a legend leaves no room for the axes."""
+    curve = Curve("model (/" + "a/long/path" * 40 + ")", 16, {16: 0.5, 32: 0.4})
+    assert plot([curve], tmp_path / "long.png").stat().st_size > 0
