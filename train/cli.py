@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     testing.add_argument("--data", metavar="NAME", help="data set; default: the checkpoint's")
     testing.add_argument("--root", help="its folder or file; default: the checkpoint's")
     testing.add_argument("--limit", type=int, help="use this many test images at most")
-    testing.add_argument("--batch-size", type=int, default=128)
+    testing.add_argument("--batch-size", type=int, default=32, help="images at a time; more is faster on a GPU")
     testing.add_argument("--workers", type=int, default=0, help="loader processes")
     testing.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     testing.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
