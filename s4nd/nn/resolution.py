@@ -1,6 +1,5 @@
 """How the S4ND layers of a model meet a grid: the band they are limited to, and the grid they count as trained on."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -37,5 +36,5 @@ def set_base_size(model: nn.Module, size: int | Sequence[int | None] | None, *, 
         if rescale:
             for axis, (kernel, n) in enumerate(zip(layer.kernels, new, strict=True)):
                 if n is not None:
-                    kernel.log_dt += math.log(layer.rate(axis, n))
+                    kernel.rescale(layer.rate(axis, n))
         layer.base_size = new

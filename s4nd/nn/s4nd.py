@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from s4nd.conv import ALGORITHMS, lags, separable_conv
-from s4nd.nn.kernel import KERNELS
+from s4nd.nn.kernels import KERNELS
 from s4nd.ops import BACKENDS
 from s4nd.ssm.align import check_align
 

@@ -2,6 +2,8 @@
 
     x[l] = exp(log_a) x[l-1] + gain B u[l]
 
+Arguments of all: dt (H, 1) or (H, N) step of the trained grid; A (H, N, 2); rate, step of the present grid in steps of the
+trained one; part, of a present step: 1, or 1/2 for centred kernels. They return log_a, gain: (H, N, 2).
 Shapes: H heads, N modes. Complex tensors are real pairs (..., 2); Re A < 0.
 """
 
@@ -16,26 +18,19 @@ from s4nd.ops import pairs
 LOG_FORGOTTEN = -80.0
 
 
-def zoh(dt: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero-order hold: the input is constant over each step. a = exp(dt A), gain = (a - 1) / A.
-
-    Args:
-        dt: (H,) steps.
-        A: (H, N, 2) state matrix.
-
-    Returns:
-        log_a, gain: (H, N, 2).
-    """
-    x = dt[:, None, None] * A
+def zoh(dt: Tensor, A: Tensor, rate: float = 1.0, part: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Zero-order hold: the input is constant over each step. a = exp(dt A), gain = (a - 1) / A."""
+    x = (rate * part * dt)[..., None] * A
     return x, pairs.div(pairs.expm1(x), A)
 
 
-def bilinear(dt: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """Trapezoidal rule. a = (1 + dt A / 2) / (1 - dt A / 2), gain = dt / (1 - dt A / 2). Same shapes as `zoh`.
+def bilinear(dt: Tensor, A: Tensor, rate: float = 1.0, part: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Trapezoidal rule. a = (1 + dt A / 2) / (1 - dt A / 2), gain = dt / (1 - dt A / 2).
 
     log a = 2 artanh(dt A / 2), written so that a slow mode keeps its digits: |1+w|^2 - |1-w|^2 = 4 Re w.
     """
-    re, im = (0.5 * dt[:, None, None] * A).unbind(-1)
+    step = (rate * part * dt)[..., None]
+    re, im = (0.5 * step * A).unbind(-1)
     below2 = (1 - re).square() + im.square()  # |1 - w|^2
     # Re w = -1, Im w = 0 makes a = 0, whose logarithm is -inf.
     ratio = torch.clamp(4 * re / below2, min=-1 + torch.finfo(re.dtype).eps)
@@ -43,8 +38,11 @@ def bilinear(dt: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     # There the angle means nothing either, and atan2(0, 0) has no gradient.
     along = 1 - re.square() - im.square()
     angle = torch.atan2(2 * im, torch.where((along == 0) & (im == 0), 1.0, along))
-    gain = dt[:, None, None] * pairs.pair(1 - re, im) / below2[..., None]
+    gain = step * pairs.pair(1 - re, im) / below2[..., None]
     return pairs.pair(log_abs, angle), gain
 
 
-DISCRETIZATIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {"zoh": zoh, "bilinear": bilinear}
+DISCRETIZATIONS: dict[str, Callable[[Tensor, Tensor, float, float], tuple[Tensor, Tensor]]] = {
+    "zoh": zoh,
+    "bilinear": bilinear,
+}

@@ -192,7 +192,7 @@ def test_parameters_stay_finite_under_random_steps_at_a_high_rate(kernel):
 WRONG = {
     "ndim": (dict(ndim=0), "ndim must be a positive integer, got 0"),
     "kernel": (dict(kernel="s5"), r"kernel must be one of \['s4', 's4d'\], got 's5'"),
-    "init": (dict(init="lin"), r"init of DPLRKernel must be one of \['fout', 'hippo', 'legs', 'legt'\], got 'lin'"),
+    "init": (dict(init="lin"), r"init of S4Kernel must be one of \['fout', 'hippo', 'legs', 'legt'\], got 'lin'"),
     "axes": (dict(base_size=(1, 2, 3)), r"base_size must be one value or one per axis \(ndim=2\), got \(1, 2, 3\)"),
     "size": (dict(base_size=0), "base_size must be a positive integer, got 0"),
     "n_ssm": (dict(n_ssm=2), "n_ssm must divide d_model=3 and be a multiple of 1 for init='fout', got 2"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from s4nd.nn.kernel import DiagonalKernel, DPLRKernel
+from s4nd.nn.kernels import S4DKernel, S4Kernel
 
 ROOT = __import__("pathlib").Path(__file__).parents[1] / "golden"
 RATES = (1.0, 0.5, 2.0)
@@ -15,10 +15,10 @@ def cases(file: str) -> list[str]:
         return sorted({key.split("/")[0] for key in arrays.files if key.endswith("/inv_dt")})
 
 
-def kernel_of(case: dict[str, np.ndarray], disc: str | None) -> DiagonalKernel | DPLRKernel:
+def kernel_of(case: dict[str, np.ndarray], disc: str | None) -> S4DKernel | S4Kernel:
     """The kernel module that holds a case's parameters (true C)."""
     copies, H, half, _ = case["C"].shape
-    kind, init = (DPLRKernel, "legt" if len(case["P"]) == 2 else "legs") if "P" in case else (DiagonalKernel, "lin")
+    kind, init = (S4Kernel, "legt" if len(case["P"]) == 2 else "legs") if "P" in case else (S4DKernel, "lin")
     kernel = kind(H, 2 * half, copies, init=init, n_ssm=len(case["A_real"]), disc=disc, dtype=torch.float64)
     state = {"log_dt": case["inv_dt"][:, 0], "log_A_real": case["A_real"], "A_imag": -case["A_imag"], "B": case["B"][0]}
     state |= {"C": case["C"]} | ({"P": case["P"]} if "P" in case else {})

@@ -1,4 +1,4 @@
-"""Parameters of 1-D state-space kernels, and the kernel they give at any length and sampling rate.
+"""What all 1-D state-space kernels share: parameters, and the kernel they give at any length and sampling rate.
 
 Shapes: H heads (d_model), N states (d_state; N/2 kept, one of each conjugate pair), S independent (A, B) (n_ssm; head h uses
 number h mod S), C kernels per head, R low rank, L length. Complex parameters are real pairs (..., 2).
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from s4nd.nn.tags import SSM_LR, mark
-from s4nd.ssm import DISCRETIZATIONS, diagonal_init, diagonal_kernel, dplr_init, dplr_kernel
-from s4nd.ssm.hippo import DIAGONAL, HIPPO
 
 # Outside these ranges parameters are used as if they lay at the nearer end, so that no checkpoint gives inf or NaN.
 DT_RANGE = (1e-6, 1e2)
@@ -118,8 +116,8 @@ class SSMKernel(nn.Module):
         return x.repeat(*([1] * (x.ndim - 3)), len(self.log_dt) // x.shape[-3], 1, 1)
 
     def dt(self) -> Tensor:
-        """(H,) step on the trained grid."""
-        return torch.exp(self.log_dt.clamp(math.log(DT_RANGE[0]), math.log(DT_RANGE[1])))
+        """(H, 1) step on the trained grid."""
+        return torch.exp(self.log_dt.clamp(math.log(DT_RANGE[0]), math.log(DT_RANGE[1])))[:, None]
 
     def A(self) -> Tensor:
         """(H, N/2, 2) state matrix, or its diagonal part."""
@@ -132,8 +130,16 @@ class SSMKernel(nn.Module):
         bandlimit 1 is the Nyquist frequency of the coarser of the trained and the present grid: a mode that either of them
         cannot hold would alias. Nguyen et al., 2022, arXiv:2210.06583, section 3.2 (whose inequality is printed reversed).
         """
-        frequency = max(1.0, rate) * self.dt()[:, None] * self.A()[..., 1].abs() / (2 * math.pi)
-        return frequency < bandlimit / 2
+        return max(1.0, rate) * self.phase() / (2 * math.pi) < bandlimit / 2
+
+    def phase(self) -> Tensor:
+        """(H, N/2) radians by which each mode turns in a step of the trained grid, not negative."""
+        return self.dt() * self.A()[..., 1].abs()
+
+    @torch.no_grad()
+    def rescale(self, rate: float) -> None:
+        """Make the kernel at rate 1 what it was at `rate`."""
+        self.log_dt += math.log(rate)
 
     def forward(self, L: int, rate: float = 1.0, *, bandlimit: float | None = None, align: str = "edge") -> Tensor:
         """The kernels on a grid whose step is `rate` times the trained one: (C, H, L) real."""
@@ -142,63 +148,7 @@ class SSMKernel(nn.Module):
             C = C * self.bandlimit_mask(bandlimit, rate)[..., None]
         # Autocast would take the matrix products below to half precision, which cannot hold the kernel's phases.
         with torch.autocast(C.device.type, enabled=False):
-            return self._kernel(self.dt() * rate, C, L, align)
+            return self._kernel(L, rate, C, align)
 
-    def _kernel(self, dt: Tensor, C: Tensor, L: int, align: str) -> Tensor:
+    def _kernel(self, L: int, rate: float, C: Tensor, align: str) -> Tensor:
         raise NotImplementedError
-
-
-class DiagonalKernel(SSMKernel):
-    """S4D: diagonal A. See ssm/diagonal.py; `disc` is one of its discretisations."""
-
-    inits = tuple(DIAGONAL)
-    default_init = "lin"
-
-    def __init__(self, *args, disc: str | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        if disc not in (None, *DISCRETIZATIONS):
-            raise ValueError(f"disc of kernel='s4d' must be one of {sorted(DISCRETIZATIONS)}, got {disc!r}")
-        self.disc = disc or "zoh"
-        self._mark()
-        if not self.C.is_meta:
-            self.reset_parameters()
-
-    def _set_operator(self, name: str, rows: slice) -> None:
-        self._set_poles(*diagonal_init(name, 2 * self.B.shape[1]), rows)
-
-    def _kernel(self, dt: Tensor, C: Tensor, L: int, align: str) -> Tensor:
-        A, B = self.A(), self.per_head(self.B)
-        return diagonal_kernel(dt, A, B, C, L, disc=self.disc, align=align, backend=self.backend)
-
-
-class DPLRKernel(SSMKernel):
-    """S4: A = diag(Lambda) - P P^*. See ssm/dplr.py; the discretisation is bilinear."""
-
-    inits = (*HIPPO, *COMBINATIONS)
-    default_init = "fout"
-
-    def __init__(self, *args, disc: str | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        if disc not in (None, "bilinear"):
-            raise ValueError(f"disc of kernel='s4' must be bilinear, the only one with a DPLR form, got {disc!r}")
-        R = 2 if self.init == "legt" else 1
-        self.P = nn.Parameter(torch.empty_like(self.B).expand(R, *self.B.shape).clone())  # (R, S, N/2, 2)
-        self._mark()
-        if not self.C.is_meta:
-            self.reset_parameters()
-
-    def _set_operator(self, name: str, rows: slice) -> None:
-        Lambda, P, B, _ = dplr_init(name, 2 * self.B.shape[1])
-        self._set_poles(Lambda, B, rows)
-        self.P[:, rows] = torch.view_as_real(P)[:, None].to(self.P)
-
-    def _kernel(self, dt: Tensor, C: Tensor, L: int, align: str) -> Tensor:
-        tensors = (dt, self.A(), self.per_head(self.P), self.per_head(self.B), C)
-        tol = torch.finfo(C.dtype).eps
-        # Nodes in float64 need neither the oversampling nor the care that float32 does; Apple's GPUs have no float64.
-        if C.device.type != "mps":
-            tensors = tuple(t.double() for t in tensors)
-        return dplr_kernel(*tensors, L, align=align, tol=max(tol, 1e-11), backend=self.backend).to(C.dtype)
-
-
-KERNELS: dict[str, type[SSMKernel]] = {"s4": DPLRKernel, "s4d": DiagonalKernel}

@@ -1,0 +1,26 @@
+"""Kernels with a diagonal state matrix: whatever their parameters are, they come to modes, and the modes to a kernel."""
+
+from torch import Tensor
+
+from s4nd.nn.kernels.base import SSMKernel
+from s4nd.ops import pairs
+from s4nd.ssm import diagonal_kernel
+
+
+class DiagonalKernel(SSMKernel):
+    """The family. A member says what its modes do in a step (or, for a centred kernel, in half a step) of the present grid:
+
+    x = exp(log_a) x + b u,   y = 2 Re sum_n C_n x_n
+    """
+
+    def modes(self, L: int, rate: float, part: float) -> tuple[Tensor, Tensor]:
+        """What `part` of a step does, 1 or 1/2, on an axis of L samples, read at `rate`.
+
+        Returns:
+            log_a, b: (H, N/2, 2).
+        """
+        raise NotImplementedError
+
+    def _kernel(self, L: int, rate: float, C: Tensor, align: str) -> Tensor:
+        log_a, b = self.modes(L, rate, 0.5 if align == "centre" else 1.0)
+        return diagonal_kernel(log_a, pairs.mul(C, b), L, align=align, backend=self.backend)
