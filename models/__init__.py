@@ -5,6 +5,12 @@ if __name__ != "s4nd.models":
         f"this package is s4nd.models, got imported as {__name__!r}: a second copy would register every model twice"
     )
 
+from timm.models import register_notrace_module
+
+from s4nd import S4ND
+
 from . import s4nd_iso
+
+register_notrace_module(S4ND)  # a leaf of the fx graphs that timm extracts features with
 
 __all__ = ["s4nd_iso"]

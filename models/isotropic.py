@@ -38,6 +38,16 @@ class IsotropicBlock(nn.Module):
         return x + self.drop_path(self.drop(self.mixer(self.norm(x))))
 
 
+@torch.fx.wrap  # a leaf of fx graphs, which have no branches
+def check_images(x: Tensor, in_chans: int) -> Tensor:
+    """x, if it is (B, in_chans, height, width)."""
+    if torch.jit.is_scripting() or torch.jit.is_tracing():
+        return x
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"x must be (B, {in_chans}, height, width), got {tuple(x.shape)}")
+    return x
+
+
 class Isotropic(nn.Module):
     """Isotropic image classifier with timm's model protocol, (B, in_chans, height, width) -> (B, num_classes).
 
@@ -125,9 +135,7 @@ class Isotropic(nn.Module):
         self.head_hidden_size = self.head.num_features
 
     def _embed(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"x must be (B, {self.in_chans}, height, width), got {tuple(x.shape)}")
-        return self.stem(x)
+        return self.stem(check_images(x, self.in_chans))
 
     def forward_intermediates(
         self,
@@ -177,8 +185,9 @@ class Isotropic(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, height, width) -> (B, H, height, width), normalised."""
         x = self._embed(x)
-        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
-        return self.norm(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self.norm(checkpoint_seq(self.blocks, x))
+        return self.norm(self.blocks(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, H, height, width) -> (B, num_classes), or (B, H) with pre_logits."""

@@ -1,4 +1,4 @@
-"""N-D convolution with K = sum_r k_r^(1) x ... x k_r^(D), applied axis by axis; the algorithm is chosen per axis.
+"""N-D convolution with K = sum_r k_r^(1) x ... x k_r^(D), and the choice of the algorithm that computes it.
 
 Nguyen et al., "S4ND: Modeling Images and Videos as Multidimensional Signals Using State Spaces", 2022, arXiv:2210.06583:
 the kernel is a (low-rank sum of) tensor products, so its convolution is a (sum of) products of 1-D convolutions.
@@ -6,28 +6,42 @@ the kernel is a (low-rank sum of) tensor products, so its convolution is a (sum 
 Shapes: B batch, H heads, R rank, C kernels per head, n_i samples along axis i.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from s4nd.conv.blocked import blocked_conv
 from s4nd.conv.fft import fft_conv
-from s4nd.conv.toeplitz import toeplitz_conv
+from s4nd.conv.kronecker import kronecker_conv
+from s4nd.conv.toeplitz import toeplitz_conv, toeplitz_matrix
 
-ALGORITHMS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"toeplitz": toeplitz_conv, "fft": fft_conv}
+ALGORITHMS = ("toeplitz", "fft", "kronecker")
+ALONG_AXIS = {"toeplitz": toeplitz_conv, "fft": fft_conv}
 
 # An axis of n samples takes the matrix product up to SHORT_AXIS, and up to LONG_AXIS if at least n rows (images times the
 # other axes) share the n x n matrix, which costs as much to build as n rows to multiply. Measured on two CPU cores, forward
 # and backward: the FFT is 7 times faster at n = 128 with 8 rows, the matrix 2.4 times at n = 192 with 384.
 SHORT_AXIS, LONG_AXIS = 64, 256
+# Grids of at most ONE_MATRIX samples take one matrix for all axes if at least ONE_MATRIX_IMAGES share it.
+ONE_MATRIX, ONE_MATRIX_IMAGES = 64, 16
+# Multiplications for one image above which a CPU gains by taking the images one by one: below, starting a product costs
+# more than the copies that it spares.
+BLOCK_WORK = 2**19
 
 
-def separable_conv(u: Tensor, kernels: Sequence[Tensor], *, algorithm: str = "auto") -> Tensor:
-    """Depthwise convolution over all axes, with zeros outside.
+def separable_conv(
+    u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None = None, *, algorithm: str = "auto"
+) -> Tensor:
+    """Depthwise convolution over all axes, with zeros outside, and a skip: y = K * u + skip u.
 
     Args:
         u: (B, H, n_1, ..., n_D).
         kernels: D tensors (R, C, H, 2n_i - 1), by lag (see conv/lags.py).
-        algorithm: "toeplitz", "fft", or "auto": per axis, the matrix product or, on a long one, the FFT.
+        skip: (C, H), or None.
+        algorithm: "toeplitz", "fft" (along each axis), "kronecker" (one matrix for all axes), or "auto", which decides
+            for each axis.
 
     Returns:
         (B, C, H, n_1, ..., n_D).
@@ -36,16 +50,44 @@ def separable_conv(u: Tensor, kernels: Sequence[Tensor], *, algorithm: str = "au
         raise ValueError(f"need a kernel per axis of u (B, H, *axes) = {tuple(u.shape)}, got {len(kernels)} kernels")
     if algorithm != "auto" and algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be auto or one of {sorted(ALGORITHMS)}, got {algorithm!r}")
+    if algorithm == "auto" and torch.compiler.is_exporting():
+        algorithm = "toeplitz"  # a choice by size would bind the exported program to sizes like this one's
+    if algorithm == "kronecker" or (algorithm == "auto" and _is_tiny(u)):
+        return kronecker_conv(u, _matrices(kernels, u), _cast(skip, u))
+    along = [_cheapest(u, axis) if algorithm == "auto" else algorithm for axis in range(2, u.ndim)]
+    if "fft" not in along and _image_by_image(u):
+        return blocked_conv(u, _matrices(kernels, u), _cast(skip, u))
     y = u[None, None]  # (R, C, B, H, *axes)
     for axis in range(-1, -len(kernels) - 1, -1):
-        choice = _cheapest(u, axis) if algorithm == "auto" else algorithm
-        y = ALGORITHMS[choice](y, kernels[axis], axis)
+        y = ALONG_AXIS[along[axis]](y, kernels[axis], axis)
     y = y[0] if len(y) == 1 else y.sum(0)
     # The products may leave the heads first in memory, where every elementwise operation after them would be slow.
-    return y.transpose(0, 1).contiguous()
+    y = y.transpose(0, 1).contiguous()
+    if skip is None:
+        return y
+    return torch.addcmul(y, skip.reshape(*skip.shape, *([1] * len(kernels))), u[:, None])
+
+
+def _matrices(kernels: Sequence[Tensor], u: Tensor) -> list[Tensor]:
+    return [toeplitz_matrix(k).to(u.dtype) for k in kernels]
+
+
+def _cast(skip: Tensor | None, u: Tensor) -> Tensor | None:
+    return None if skip is None else skip.to(u.dtype)
 
 
 def _cheapest(u: Tensor, axis: int) -> str:
     n = u.shape[axis]
     rows = u.numel() // (u.shape[1] * n)
     return "fft" if n > max(SHORT_AXIS, min(rows, LONG_AXIS)) else "toeplitz"
+
+
+def _is_tiny(u: Tensor) -> bool:
+    return u.ndim > 3 and math.prod(u.shape[2:]) <= ONE_MATRIX and len(u) >= ONE_MATRIX_IMAGES
+
+
+def _image_by_image(u: Tensor) -> bool:
+    """Whether all axes are taken within one image before the next: on a CPU, unless something else is to see the products."""
+    if u.ndim < 4 or u.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return u[0].numel() * max(u.shape[2:]) > BLOCK_WORK

@@ -38,3 +38,4 @@ def set_base_size(model: nn.Module, size: int | Sequence[int | None] | None, *, 
                 if n is not None:
                     kernel.rescale(layer.rate(axis, n))
         layer.base_size = new
+        layer._last_grid = None  # what `fuse` would take

@@ -9,20 +9,23 @@ Nguyen et al., "S4ND: Modeling Images and Videos as Multidimensional Signals Usi
 Shapes: B batch, H channels (d_model), C output channels per input channel, R rank, n_i samples along axis i.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from s4nd.conv import ALGORITHMS, lags, separable_conv
+from s4nd.nn.deploy import FusedS4ND, fuse
 from s4nd.nn.kernels import KERNELS
+from s4nd.nn.pooling import average_pool
+from s4nd.nn.recurrent import step
 from s4nd.ops import BACKENDS
 from s4nd.ssm.align import check_align
 
 
 class S4ND(nn.Module):
-    """(B, H, n_1, ..., n_D) -> (B, H * channels, n_1, ..., n_D), for any sizes n_i.
+    """(B, H, n_1, ..., n_D) -> (B, H * channels, n_1, ..., n_D), for any sizes n_i; with pooling n_i // pool_i.
 
     Arguments marked * are one value or one per axis.
 
@@ -30,8 +33,10 @@ class S4ND(nn.Module):
         d_model: H.
         ndim: D, number of axes.
         d_state: N, state size of each 1-D kernel, even.
-        kernel: "s4" (diagonal plus low rank) or "s4d" (diagonal).
-        init*: initial state matrix: legs, legt, fout, hippo (half legs, half fout) for s4; lin, inv for s4d.
+        kernel: "s4" (diagonal plus low rank), "s4d" (diagonal), "dss" (diagonal, normalised over the axis), "lru" (discrete
+            at the trained grid) or "ema" (real modes). See nn/kernels.
+        init*: initial state matrix: legs, legt, fout, hippo (half legs, half fout) or random for s4; lin, inv, legs, real or
+            random for s4d and dss; ring for lru; real for ema. None for the kernel's default: fout, lin, legs, ring, real.
         rank: R, terms of the sum of tensor products.
         channels: C, outputs per input channel; output c H + h is number c of channel h.
         out_channels: None for the depthwise layer; O for the dense one, (B, H, ...) -> (B, O * channels, ...), which has a
@@ -40,15 +45,18 @@ class S4ND(nn.Module):
         base_size*: grid on which the layer is trained; an axis of n samples is then read at rate base_size / n. None keeps
             the sampling: a longer axis extends.
         l_max*: support of the 1-D kernels in samples of the trained grid; None for the whole axis.
+        pool*: window and stride of an average pooling of the output, as torch's AvgPool; 1 for none.
         bandlimit: modes above this fraction of the Nyquist frequency, of the coarser of the trained and the present grid,
             are left out; None keeps all.
-        dt_min*, dt_max*: range of the initial steps.
+        dt_min*, dt_max*: range of the initial steps, None for 0.01 and 1; not for lru, which has no dt.
         n_ssm*: number of independent (A, B), divides d_model; None for d_model.
-        disc: discretisation: zoh (default) or bilinear for s4d, bilinear for s4.
+        disc*: discretisation: zoh (default), bilinear, dirac or async for s4d and ema, bilinear for s4, zoh for dss.
         align: "centre": a sample stands for its pixel's centre; "edge": for its first edge, as in the reference
             implementation. See ssm/align.py.
         algorithm: of the convolution along each axis, see conv/separable.py.
         backend: of the kernels' contraction, see ops/dispatch.py.
+        **kernel_options*: what the kernel takes besides: tie_dt, A_constraint (all with a dt), clip_B, deterministic (s4),
+            r_min, r_max, max_phase (lru). See nn/kernels.
     """
 
     def __init__(
@@ -65,16 +73,18 @@ class S4ND(nn.Module):
         bidirectional: bool | Sequence[bool] = True,
         base_size: int | Sequence[int | None] | None = None,
         l_max: int | Sequence[int | None] | None = None,
+        pool: int | Sequence[int] = 1,
         bandlimit: float | None = None,
-        dt_min: float | Sequence[float] = 0.01,
-        dt_max: float | Sequence[float] = 1.0,
+        dt_min: float | Sequence[float] | None = None,
+        dt_max: float | Sequence[float] | None = None,
         n_ssm: int | Sequence[int | None] | None = 1,
-        disc: str | None = None,
+        disc: str | Sequence[str] | None = None,
         align: str = "centre",
         algorithm: str = "auto",
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **kernel_options: Any,
     ):
         super().__init__()
         _check_choice("kernel", kernel, KERNELS)
@@ -89,13 +99,16 @@ class S4ND(nn.Module):
         self.rank, self.channels, self.out_channels = rank, channels, out_channels
         self.bidirectional = per_axis("bidirectional", bidirectional, ndim)
         self.base_size, self.l_max = per_axis("base_size", base_size, ndim), per_axis("l_max", l_max, ndim)
-        for name in ("base_size", "l_max"):
+        self.pool = per_axis("pool", pool, ndim)
+        for name in ("base_size", "l_max", "pool"):
             for size in getattr(self, name):
                 if size is not None:
                     _check_positive(name, size)
         self.bandlimit, self.align, self.algorithm = bandlimit, align, algorithm
-        options = [per_axis(n, v, ndim) for n, v in dict(n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max).items()]
-        inits = per_axis("init", KERNELS[kernel].default_init if init is None else init, ndim)
+        options = _axis_options(kernel, ndim, dt_min=dt_min, dt_max=dt_max, disc=disc, **kernel_options)
+        each = zip(
+            self.bidirectional, per_axis("init", init, ndim), per_axis("n_ssm", n_ssm, ndim), options, strict=True
+        )
         self.kernels = nn.ModuleList(
             KERNELS[kernel](
                 d_model,
@@ -103,21 +116,20 @@ class S4ND(nn.Module):
                 (2 if two_sided else 1) * rank * (out_channels or 1) * channels,
                 init=axis_init,
                 n_ssm=S,
-                dt_min=lo,
-                dt_max=hi,
                 # A product of D kernels, summed over R terms (and H inputs if dense), has the variance of one kernel's.
                 scale=(rank * (d_model if out_channels else 1)) ** (-0.5 / ndim),
-                disc=disc,
                 backend=backend,
                 device=device,
                 dtype=dtype,
+                **axis_options,
             )
-            for two_sided, axis_init, S, lo, hi in zip(self.bidirectional, inits, *options, strict=True)
+            for two_sided, axis_init, S, axis_options in each
         )
         self.D = nn.Parameter(torch.empty(channels, d_model, device=device, dtype=dtype)) if not out_channels else None
         if self.D is not None and not self.D.is_meta:
             nn.init.normal_(self.D)
-        self._cache: dict[tuple[int, int], tuple[tuple, Tensor]] = {}
+        self._cache: dict[tuple, tuple[tuple, Any]] = {}
+        self._last_grid: tuple[int, ...] | None = None
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, e.g. after construction on the meta device and `to_empty`."""
@@ -130,45 +142,98 @@ class S4ND(nn.Module):
         """Step of a grid of n samples along the axis, in steps of the trained grid."""
         return 1.0 if self.base_size[axis] is None else self.base_size[axis] / n
 
+    def taps(self, axis: int, n: int) -> int:
+        """Samples that a one-sided kernel spans on an axis of n: all n, unless l_max ends it before."""
+        window = self.l_max[axis]
+        return n if window is None else min(n, max(1, round(window / self.rate(axis, n))))
+
     def kernel_lags(self, axis: int, n: int) -> Tensor:
         """The 1-D kernels of an axis of n samples, by lag: (R, C, H, 2n - 1), C the outputs per input channel.
 
         In evaluation they are computed once: until the parameters, their device or dtype or the layer's settings change.
         (A change of a parameter through `.data` leaves no trace; call `train()` after it.)
         """
+        return self._cached("lags", axis, n, self._compute_lags)
+
+    def _cached(self, name: str, axis: int, n: int | None, compute: Callable[[int, int | None], Any]) -> Any:
         params = list(self.kernels[axis].parameters())
         if self.training or torch.compiler.is_compiling() or _needs_grad(params):
-            return self._compute_lags(axis, n)
+            return compute(axis, n)
         state = (
             self.bandlimit,
             self.base_size,
             *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in params),
         )
-        if self._cache.get((axis, n), (None,))[0] != state:
-            self._cache[axis, n] = state, self._compute_lags(axis, n)
-        return self._cache[axis, n][1]
+        if self._cache.get((name, axis, n), (None,))[0] != state:
+            # Tensors made in inference mode could not take part in a backward pass later, to the input of a frozen layer.
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache[name, axis, n] = state, compute(axis, n)
+        return self._cache[name, axis, n][1]
 
     def _compute_lags(self, axis: int, n: int) -> Tensor:
-        rate, window = self.rate(axis, n), self.l_max[axis]
-        L = n if window is None else min(n, max(1, round(window / rate)))
-        k = self.kernels[axis](L, rate, bandlimit=self.bandlimit, align=self.align)
+        k = self.kernels[axis](self.taps(axis, n), self.rate(axis, n), bandlimit=self.bandlimit, align=self.align)
         k = k.unflatten(0, (2 if self.bidirectional[axis] else 1, self.rank, -1))  # (directions, R, C, H, L)
         return lags(k[0], k[1] if self.bidirectional[axis] else None, n, self.align)
 
     def forward(self, u: Tensor) -> Tensor:
-        """u (B, H, n_1, ..., n_D), floating point -> (B, H * channels or O * channels, n_1, ..., n_D)."""
+        """u (B, H, n_1, ..., n_D), floating point -> (B, H * channels or O * channels, n_1 // p_1, ..., n_D // p_D)."""
         if u.ndim != self.ndim + 2 or u.shape[1] != self.d_model or 0 in u.shape[2:]:
             axes = ", ".join(f"n_{i + 1}" for i in range(self.ndim))
             raise ValueError(f"S4ND needs u (B, d_model={self.d_model}, {axes}), no axis empty, got {tuple(u.shape)}")
         if not u.is_floating_point():
             raise ValueError(f"S4ND needs a floating-point u, got {u.dtype}")
+        _check_windows(u.shape[2:], self.pool)
+        if not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            self._last_grid = tuple(u.shape[2:])
         kernels = [self.kernel_lags(axis, n) for axis, n in enumerate(u.shape[2:])]
-        y = separable_conv(u, kernels, algorithm=self.algorithm)  # (B, C, H, *axes)
-        if self.out_channels is not None:
-            y = y.sum(2).unflatten(1, (self.out_channels, self.channels))
-            return y.transpose(1, 2).flatten(1, 2)
-        D = self.D.reshape(self.channels, self.d_model, *([1] * self.ndim))
-        return torch.addcmul(y, D, u[:, None]).flatten(1, 2)
+        y = separable_conv(u, kernels, self.D, algorithm=self.algorithm)
+        return average_pool(self._outputs(y), self.pool)
+
+    def fuse(self, size: int | Sequence[int] | None = None) -> FusedS4ND:
+        """The layer at one grid as plain matrix products, for inference and export; see nn/deploy.py.
+
+        Args:
+            size: of the grid, one value or one per axis. None, as in `timm.utils.reparameterize_model`: the grid of the last
+                run in evaluation mode (a compiled or traced run does not count), or else `base_size`.
+        """
+        grid = self._last_grid or self.base_size if size is None else per_axis("size", size, self.ndim)
+        if None in grid:
+            raise ValueError(
+                "fuse makes matrices for one grid: run the layer once in evaluation mode at that grid, or give its size, "
+                f"since base_size={self.base_size} does not say it"
+            )
+        for n in grid:
+            _check_positive("size", n)
+        _check_windows(grid, self.pool)
+        return fuse(self, grid)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            "S4ND cannot be scripted, since its kernels follow the grid; fuse it at one grid first: "
+            "torch.jit.script(timm.utils.reparameterize_model(model)) or torch.jit.script(layer.fuse())"
+        )
+
+    def step(self, u: Tensor, state: Tensor | None = None, *, n: int | None = None) -> tuple[Tensor, Tensor]:
+        """One sample along the first causal axis: what `forward` gives at that instant of the whole signal.
+
+        Args:
+            u: (B, H, *axes) without the causal axis, i.e. (B, H) for ndim=1.
+            state: what the step before returned; None starts from silence. A plain tensor (B, H, *axes, N), 2N for EMA, which
+                may be detached, moved or indexed by image; float64, whatever u is (see ssm/stepping.py).
+            n: samples of the whole causal axis, needed where the kernel depends on it: with base_size, l_max or DSS.
+
+        Returns:
+            y (B, H * channels or O * channels, *axes // pool), and the state for the next step.
+
+        In evaluation without gradients the step is discretised once; else at every call, so that parameters get gradients.
+        """
+        return step(self, u, state, n)
+
+    def _outputs(self, y: Tensor) -> Tensor:
+        """(B, C, H, *axes) -> (B, H * channels, *axes), or the sum over H (B, O * channels, *axes) of the dense layer."""
+        if self.out_channels is None:
+            return y.flatten(1, 2)
+        return y.sum(2).unflatten(1, (self.out_channels, self.channels)).transpose(1, 2).flatten(1, 2)
 
     def train(self, mode: bool = True) -> "S4ND":
         self._cache.clear()
@@ -183,7 +248,9 @@ class S4ND(nn.Module):
 
     def extra_repr(self) -> str:
         names = ["d_model", "ndim", "d_state", "rank", "channels", "out_channels", "bidirectional", "base_size"]
-        return ", ".join(f"{n}={getattr(self, n)}" for n in [*names, "l_max", "bandlimit", "align", "algorithm"])
+        return ", ".join(
+            f"{n}={getattr(self, n)}" for n in [*names, "l_max", "pool", "bandlimit", "align", "algorithm"]
+        )
 
 
 def per_axis(name: str, value: Any, ndim: int) -> tuple:
@@ -195,9 +262,24 @@ def per_axis(name: str, value: Any, ndim: int) -> tuple:
     return tuple(value)
 
 
+def _axis_options(kernel: str, ndim: int, **options: Any) -> list[dict[str, Any]]:
+    """The options of each axis's kernel, one value or one per axis; those that are None are the kernel's to choose."""
+    known = KERNELS[kernel].options()
+    for name, value in options.items():
+        if value is not None and name not in known:
+            raise TypeError(f"kernel={kernel!r} takes no {name}; its options are {known}")
+    values = {name: per_axis(name, value, ndim) for name, value in options.items()}
+    return [{name: v[i] for name, v in values.items() if v[i] is not None} for i in range(ndim)]
+
+
 def _check_positive(name: str, value: Any) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _check_windows(size: Sequence[int], pool: tuple[int, ...]) -> None:
+    if any(n < p for n, p in zip(size, pool, strict=True)):
+        raise ValueError(f"no axis may be shorter than its pooling window, {pool=}, got the grid {tuple(size)}")
 
 
 def _check_choice(name: str, value: Any, known: Any) -> None:

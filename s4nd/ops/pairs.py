@@ -1,6 +1,8 @@
 """Complex numbers as real pairs: a tensor (..., 2) holds (re, im), as torch.view_as_real lays it out.
 
-Parameters and kernels are kept in this form because complex tensors still trip torch.compile, AMP and DDP.
+Parameters and kernels are kept in this form because complex tensors still trip torch.compile, AMP and DDP. Where nothing is
+compiled or exported, a product or a quotient is taken through a complex view of the same memory: one pass, against four to
+eight in real arithmetic.
 """
 
 import torch
@@ -14,28 +16,67 @@ def pair(re: Tensor, im: Tensor) -> Tensor:
 
 def conj(x: Tensor) -> Tensor:
     """Complex conjugate."""
+    if complex_views(x):
+        return torch.view_as_real(view(x).conj_physical())
     re, im = x.unbind(-1)
     return pair(re, -im)
 
 
 def mul(x: Tensor, y: Tensor) -> Tensor:
     """x y, with broadcasting."""
+    if complex_views(x):
+        return torch.view_as_real(view(x) * view(y))
     (a, b), (c, d) = x.unbind(-1), y.unbind(-1)
     return pair(a * c - b * d, a * d + b * c)
 
 
 def div(x: Tensor, y: Tensor) -> Tensor:
     """x / y, with broadcasting; y must not be zero."""
+    if complex_views(x):
+        return torch.view_as_real(view(x) / view(y))
     return mul(x, conj(y)) / y.square().sum(-1, keepdim=True)
 
 
 def exp(x: Tensor) -> Tensor:
     """e^x."""
+    if complex_views(x):
+        return _Exp.apply(x)
     re, im = x.unbind(-1)
     return torch.exp(re)[..., None] * pair(torch.cos(im), torch.sin(im))
 
 
 def expm1(x: Tensor) -> Tensor:
     """e^x - 1, without cancellation where x is small: e^a cos b - 1 = (e^a - 1) cos b - 2 sin^2(b/2)."""
-    re, im = x.unbind(-1)
+    re, im = (part.contiguous() for part in x.unbind(-1))
     return pair(torch.expm1(re) * torch.cos(im) - 2 * torch.sin(im / 2).square(), torch.exp(re) * torch.sin(im))
+
+
+class _Exp(torch.autograd.Function):
+    """e^x with the backward pass grad conj(e^x): autograd's of the real form makes ten passes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        re, im = (part.contiguous() for part in x.unbind(-1))  # exp, cos and sin are slow on every other number
+        size = torch.exp(re)
+        return torch.view_as_real(torch.complex(size * torch.cos(im), size * torch.sin(im)))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return mul(grad, conj(ctx.saved_tensors[0]))
+
+
+def complex_views(x: Tensor) -> bool:
+    """Whether torch may see this pair as a complex tensor."""
+    return x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling()
+
+
+def view(x: Tensor) -> Tensor:
+    """(..., 2) -> (...) complex, the same memory wherever its strides allow it."""
+    viewable = x.stride(-1) == 1 and all(s % 2 == 0 for s in (x.storage_offset(), *x.stride()[:-1]))
+    return torch.view_as_complex(x if viewable else x.contiguous())

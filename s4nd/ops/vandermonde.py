@@ -11,7 +11,7 @@ Shapes: C kernels per head, H heads, N poles (one of each conjugate pair), L len
 import torch
 from torch import Tensor
 
-from s4nd.ops import pairs
+from s4nd.ops import double_backward, pairs
 
 
 def vandermonde_definition(v: Tensor, x: Tensor, L: int) -> Tensor:
@@ -29,60 +29,63 @@ def vandermonde_definition(v: Tensor, x: Tensor, L: int) -> Tensor:
     return 2 * pairs.mul(v[:, :, :, None], powers)[..., 0].sum(-2)
 
 
-def powers_by_doubling(x: Tensor, L: int) -> Tensor:
-    """exp(l x) for 0 <= l < L: (H, N, 2) -> (H, 2N, L), the N real parts and then the N imaginary parts.
+def powers(x: Tensor, L: int) -> Tensor:
+    """exp(l x) for 0 <= l < L: (H, N, 2) -> (H, L, N, 2)."""
+    return powers_by_doubling(x, L) if pairs.complex_views(x) else powers_by_definition(x, L)
 
-    Samples m..2m-1 are samples 0..m-1 times exp(m x), so an element costs one complex product instead of an exponential,
+
+def powers_by_definition(x: Tensor, L: int) -> Tensor:
+    """An exponential for each element: what a compiler fuses, for any L."""
+    l = torch.arange(L, dtype=x.dtype, device=x.device)  # noqa: E741
+    return pairs.exp(l[:, None, None] * x[:, None])
+
+
+def powers_by_doubling(x: Tensor, L: int) -> Tensor:
+    """Samples m..2m-1 are samples 0..m-1 times exp(m x), so an element costs one complex product instead of an exponential,
     a cosine and a sine. exp(m x) is taken afresh at each doubling, never squared, so rounding grows as log2 L and not as L.
     """
     H, N, _ = x.shape
-    re, im = x.new_empty(H, N, L), x.new_empty(H, N, L)
-    re[..., 0], im[..., 0] = 1.0, 0.0
-    m = 1
-    while m < L:
-        n = min(m, L - m)
-        step_re, step_im = pairs.exp(m * x)[:, :, None].unbind(-1)  # (H, N, 1)
-        head_re, head_im = re[..., :n], im[..., :n]
-        re[..., m : m + n] = head_re * step_re - head_im * step_im
-        im[..., m : m + n] = head_re * step_im + head_im * step_re
-        m *= 2
-    return torch.cat([re, im], dim=1)
+    doublings = (L - 1).bit_length()
+    m = 2 ** torch.arange(doublings, dtype=x.dtype, device=x.device)
+    steps = pairs.view(pairs.exp(m[:, None, None, None, None] * x[:, None]))  # (doublings, H, 1, N)
+    V = x.new_empty(H, L, N, 2)
+    a = pairs.view(V)
+    a[:, 0] = 1
+    for i in range(doublings):
+        torch.mul(a[:, : min(2**i, L - 2**i)], steps[i], out=a[:, 2**i : 2 ** (i + 1)])
+    return V
 
 
 class _Vandermonde(torch.autograd.Function):
-    """k = W V with W = 2 (Re v, -Im v) and V the powers. The gradient of x is a product with V too, because
+    """k = 2 Re(v V) as a product of real matrices with 2N rows. The gradient of x is a product with V too, because
     d exp(l x) / dx = l exp(l x): no tensor of V's size is written in the backward pass."""
 
     @staticmethod
     def forward(v: Tensor, x: Tensor, L: int) -> tuple[Tensor, Tensor]:
-        V = powers_by_doubling(x, L)
-        return torch.matmul(_weights(v), V).transpose(0, 1), V
+        V = powers(x, L)
+        weights = 2 * pairs.conj(v).transpose(0, 1)  # 2 Re(v a) = 2 (Re v Re a - Im v Im a)
+        return torch.bmm(weights.flatten(2), V.flatten(2).mT).transpose(0, 1), V
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        v, _, _ = inputs
+        v, x, _ = inputs
         _, V = output
         ctx.mark_non_differentiable(V)
-        ctx.save_for_backward(v, V)
+        ctx.set_materialize_grads(False)  # V's own would be zeros of V's size
+        ctx.save_for_backward(v, x, V)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_k: Tensor, _) -> tuple[Tensor, Tensor, None]:
-        v, V = ctx.saved_tensors
+    def backward(ctx, grad_k: Tensor | None, _) -> tuple[Tensor | None, Tensor | None, None]:
+        if grad_k is None:
+            return None, None, None
+        v, x, V = ctx.saved_tensors
+        if double_backward.wanted():
+            return double_backward.by_definition(vandermonde_definition, (v, x, V.shape[1]), grad_k)
         grad_k = grad_k.transpose(0, 1)  # (H, C, L)
-        l = torch.arange(V.shape[-1], dtype=V.dtype, device=V.device)  # noqa: E741
-        both = torch.matmul(torch.cat([grad_k, grad_k * l], dim=1), V.transpose(1, 2))  # (H, 2C, 2N)
-        (g_re, g_im), (s_re, s_im) = (half.chunk(2, dim=-1) for half in both.chunk(2, dim=1))
-        w_re, w_im = _weights(v).chunk(2, dim=-1)  # (H, C, N)
-        grad_v = 2 * pairs.pair(g_re, -g_im).transpose(0, 1)
-        grad_x = pairs.pair((w_re * s_re + w_im * s_im).sum(1), (w_im * s_re - w_re * s_im).sum(1))
-        return grad_v, grad_x, None
-
-
-def _weights(v: Tensor) -> Tensor:
-    """(C, H, N, 2) -> (H, C, 2N): 2 (Re v, -Im v), so that a real product with the powers gives 2 Re(v exp(l x))."""
-    re, im = v.transpose(0, 1).unbind(-1)
-    return 2 * torch.cat([re, -im], dim=-1)
+        l = torch.arange(V.shape[1], dtype=V.dtype, device=V.device)  # noqa: E741
+        sums = torch.bmm(torch.cat([grad_k, grad_k * l], dim=1), V.flatten(2)).unflatten(-1, (-1, 2))
+        of_k, of_lk = sums.transpose(0, 1).chunk(2)  # (C, H, N, 2)
+        return 2 * pairs.conj(of_k), 2 * pairs.conj(pairs.mul(v, of_lk).sum(0)), None
 
 
 def vandermonde_torch(v: Tensor, x: Tensor, L: int) -> Tensor:

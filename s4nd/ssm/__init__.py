@@ -5,5 +5,15 @@ from s4nd.ssm.diagonal import diagonal_kernel
 from s4nd.ssm.discretize import DISCRETIZATIONS
 from s4nd.ssm.dplr import dplr_kernel
 from s4nd.ssm.hippo import diagonal_init, dplr_init
+from s4nd.ssm.stepping import diagonal_step, dplr_step
 
-__all__ = ["DISCRETIZATIONS", "centred", "diagonal_init", "diagonal_kernel", "dplr_init", "dplr_kernel"]
+__all__ = [
+    "DISCRETIZATIONS",
+    "centred",
+    "diagonal_init",
+    "diagonal_kernel",
+    "diagonal_step",
+    "dplr_init",
+    "dplr_kernel",
+    "dplr_step",
+]

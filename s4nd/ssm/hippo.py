@@ -103,22 +103,63 @@ def s4d_inv(N: int) -> Tensor:
     return torch.complex(torch.full_like(n, -0.5), -(N / math.pi) * (N / (2 * n + 1) - 1))
 
 
-DIAGONAL: dict[str, Callable[[int], Tensor]] = {"lin": s4d_lin, "inv": s4d_inv}
+def s4d_legs(N: int) -> tuple[Tensor, Tensor]:
+    """The DPLR form of LegS without its low-rank term: A = Lambda, and half of its B (Gu et al., 2022, arXiv:2206.11893:
+    A with P P^T left out approximates LegS with half the input). Returns A, B (N/2,) complex128, fastest mode first."""
+    Lambda, _, B, _ = dplr_init("legs", N)
+    return Lambda, B / 2
+
+
+def s4d_real(N: int) -> Tensor:
+    """A_n = -(n + 1): (N/2,) complex128."""
+    return -torch.arange(1, N // 2 + 1, dtype=torch.float64).to(torch.complex128)
+
+
+def s4d_random(N: int) -> Tensor:
+    """Re A = -1/2, Im A uniform on the band of Lin, (-pi N/2, 0]: (N/2,) complex128."""
+    return torch.complex(
+        torch.full((N // 2,), -0.5, dtype=torch.float64), -math.pi * N / 2 * torch.rand(N // 2, dtype=torch.float64)
+    )
+
+
+DIAGONAL: dict[str, Callable[[int], Tensor | tuple[Tensor, Tensor]]] = {
+    "lin": s4d_lin,
+    "inv": s4d_inv,
+    "legs": s4d_legs,
+    "real": s4d_real,
+    "random": s4d_random,
+}
 
 
 def diagonal_init(name: str, N: int) -> tuple[Tensor, Tensor]:
     """A diagonal state matrix and its input vector.
 
     Args:
-        name: lin or inv.
+        name: lin, inv, legs, real or random.
         N: state size, even.
 
     Returns:
-        A (N/2,), B (N/2,) complex128; B = 1.
+        A (N/2,), B (N/2,) complex128; B = 1 but for legs.
     """
     _check(name, N, DIAGONAL)
-    A = DIAGONAL[name](N)
-    return A, torch.ones_like(A)
+    made = DIAGONAL[name](N)
+    return made if isinstance(made, tuple) else (made, torch.ones_like(made))
+
+
+def diagonal_rows(name: str, N: int, S: int) -> tuple[Tensor, Tensor]:
+    """`diagonal_init` for S models: A, B (S, N/2), or (1, N/2) if all are the same; random ones are drawn for each."""
+    drawn = [diagonal_init(name, N) for _ in range(S if name == "random" else 1)]
+    return torch.stack([A for A, _ in drawn]), torch.stack([B for _, B in drawn])
+
+
+def random_dplr(N: int, S: int) -> tuple[Tensor, Tensor, Tensor]:
+    """S random models in diagonal-plus-low-rank form: Lambda as in `s4d_random`, P complex normal of unit variance, B = 1.
+
+    Returns:
+        Lambda (S, N/2), P (1, S, N/2), B (S, N/2) complex128.
+    """
+    Lambda, B = diagonal_rows("random", N, S)
+    return Lambda, torch.randn(1, S, N // 2, dtype=torch.complex128), B
 
 
 def _check(name: str, N: int, known: dict) -> None:

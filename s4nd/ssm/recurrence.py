@@ -28,17 +28,23 @@ def dense_ssm(A: Tensor, B: Tensor, C: Tensor, P: Tensor | None = None) -> tuple
     return dense, double(B), double(C)
 
 
-def discretize_dense(dt: Tensor, A: Tensor, B: Tensor, disc: str) -> tuple[Tensor, Tensor]:
-    """Ab (H, N, N), Bb (H, N) for steps dt (H,): the matrix forms of ssm/discretize.py."""
+def discretize_dense(
+    dt: Tensor, A: Tensor, B: Tensor, disc: str, rate: float = 1.0, part: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Ab (H, N, N), Bb (H, N) for `part` of a step rate * dt (H,): the matrix forms of ssm/discretize.py."""
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    step = dt[:, None, None] * A
-    if disc == "zoh":
-        Ab = torch.linalg.matrix_exp(step)
-        return Ab, torch.linalg.solve(A, ((Ab - eye) @ B[..., None]))[..., 0]
+    trained = part * dt[:, None, None] * A
+    step = rate * trained
     if disc == "bilinear":
         Ab = torch.linalg.solve(eye - step / 2, eye + step / 2)
-        return Ab, torch.linalg.solve(eye - step / 2, (dt[:, None] * B)[..., None])[..., 0]
-    raise ValueError(f"disc must be zoh or bilinear, got {disc!r}")
+        return Ab, torch.linalg.solve(eye - step / 2, (rate * part * dt[:, None] * B)[..., None])[..., 0]
+    Ab = torch.linalg.matrix_exp(step)
+    if disc == "dirac":
+        return Ab, part * B
+    if disc not in ("zoh", "async"):
+        raise ValueError(f"disc must be zoh, bilinear, dirac or async, got {disc!r}")
+    held = Ab if disc == "zoh" else torch.linalg.matrix_exp(trained)
+    return Ab, torch.linalg.solve(A, (held - eye) @ B[..., None])[..., 0]
 
 
 def recurrence(Ab: Tensor, Bb: Tensor, C: Tensor, u: Tensor) -> Tensor:

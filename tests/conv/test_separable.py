@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s4nd.conv import ALGORITHMS, lags, separable_conv, toeplitz
+from s4nd.conv import ALGORITHMS, lags, separable, separable_conv
 from s4nd.conv.dense import dense_conv
-from s4nd.conv.fft import fast_length
-from s4nd.conv.toeplitz import toeplitz_matrix
+from s4nd.conv.fft import fast_length, fft_conv
+from s4nd.conv.toeplitz import toeplitz_conv, toeplitz_matrix
 
 F64 = torch.float64
 
@@ -39,38 +39,97 @@ def test_long_axis_takes_the_fft_and_agrees_with_the_matrix():
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_gradients(algorithm):
+@pytest.mark.parametrize(("sizes", "rank", "copies"), [((3, 4), 2, 1), ((1, 2), 1, 2), ((2, 1, 3), 2, 2), ((5,), 1, 1)])
+def test_gradients_of_first_and_second_order(sizes, rank, copies, algorithm):
     torch.manual_seed(0)
-    u = torch.randn(1, 2, 3, 4, dtype=F64, requires_grad=True)
-    kernels = [torch.randn(2, 1, 2, 2 * n - 1, dtype=F64, requires_grad=True) for n in (3, 4)]
-    conv = lambda u, *kernels: separable_conv(u, kernels, algorithm=algorithm)  # noqa: E731
-    assert torch.autograd.gradcheck(conv, (u, *kernels))
+    u = torch.randn(1, 2, *sizes, dtype=F64, requires_grad=True)
+    kernels = [torch.randn(rank, copies, 2, 2 * n - 1, dtype=F64, requires_grad=True) for n in sizes]
+    skip = torch.randn(copies, 2, dtype=F64, requires_grad=True)
+    conv = lambda u, skip, *kernels: separable_conv(u, kernels, skip, algorithm=algorithm)  # noqa: E731
+    assert torch.autograd.gradcheck(conv, (u, skip, *kernels))
+    assert torch.autograd.gradgradcheck(conv, (u, skip, *kernels), fast_mode=True)
 
 
-@pytest.mark.parametrize("sizes", [(5,), (4, 3), (2, 3, 4), (2, 1, 3, 2)])
-def test_products_image_by_image_equal_dense_with_gradients(monkeypatch, sizes):
+@pytest.mark.parametrize("along", [toeplitz_conv, fft_conv])
+@pytest.mark.parametrize("axis", [-1, -2])
+@pytest.mark.parametrize("lead", [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_gradients_along_one_axis_with_broadcast_rank_and_copies(along, axis, lead):
+    """A signal of rank or of copies 1 gets the sum of the gradients over the kernels'."""
+    torch.manual_seed(0)
+    u = torch.randn(*lead, 2, 2, 2, 3, dtype=F64, requires_grad=True)
+    k = torch.randn(2, 2, 2, 2 * u.shape[axis] - 1, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda u, k: along(u, k, axis), (u, k))
+    assert torch.autograd.gradgradcheck(lambda u, k: along(u, k, axis), (u, k), fast_mode=True)
+
+
+@pytest.mark.parametrize("align", ["edge", "centre"])
+def test_gradients_of_lags(align):
+    forward, reverse = (torch.randn(2, 3, dtype=F64, requires_grad=True) for _ in range(2))
+    for n in (3, 5):
+        assert torch.autograd.gradcheck(lambda f, r, n=n: lags(f, r, n, align), (forward, reverse))
+        assert torch.autograd.gradcheck(lambda f, n=n: lags(f, None, n, align), (forward,))
+
+
+@pytest.mark.parametrize("skipped", [True, False])
+@pytest.mark.parametrize(("rank", "copies"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize("sizes", [(4, 3), (2, 3, 4), (2, 1, 3, 2)])
+def test_products_image_by_image_equal_dense_with_gradients_of_both_orders(monkeypatch, sizes, rank, copies, skipped):
     """Large images take this way on a CPU; here all do."""
-    monkeypatch.setattr(toeplitz, "BLOCK_WORK", 0)
+    monkeypatch.setattr(separable, "BLOCK_WORK", 0)
     torch.manual_seed(0)
     u = torch.randn(2, 3, *sizes, dtype=F64, requires_grad=True)
-    kernels = [torch.randn(2, 2, 3, 2 * n - 1, dtype=F64, requires_grad=True) for n in sizes]
+    kernels = [torch.randn(rank, copies, 3, 2 * n - 1, dtype=F64, requires_grad=True) for n in sizes]
+    skip = torch.randn(copies, 3, dtype=F64, requires_grad=True) if skipped else None
     expected = dense_conv(u, kernels)
-    got = separable_conv(u, kernels, algorithm="toeplitz")
+    if skipped:
+        expected = expected + skip.reshape(copies, 3, *[1] * len(sizes)) * u[:, None]
+    got = separable_conv(u, kernels, skip, algorithm="toeplitz")
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 * expected.detach().abs().max())
     probe = torch.randn_like(expected)
-    grads = [torch.autograd.grad((y * probe).sum(), [u, *kernels]) for y in (got, expected)]
-    for g, e in zip(*grads, strict=True):
-        torch.testing.assert_close(g, e, rtol=0, atol=1e-12 * e.abs().max())
+    leaves = [u, *kernels, *([skip] if skipped else [])]
+    first, exact = (torch.autograd.grad((y * probe).sum(), leaves, create_graph=True) for y in (got, expected))
+    second, exact2 = (torch.autograd.grad(sum(g.square().sum() for g in gs), leaves) for gs in (first, exact))
+    for g, e in zip((*first, *second), (*exact, *exact2), strict=True):
+        torch.testing.assert_close(g, e, rtol=0, atol=1e-12 * e.detach().abs().max())
 
 
-def test_channels_last_input_gives_the_same(monkeypatch):
+@pytest.mark.parametrize("frozen", ["signal", "kernels", "skip"])
+def test_products_image_by_image_leave_out_what_needs_no_gradient(monkeypatch, frozen):
+    monkeypatch.setattr(separable, "BLOCK_WORK", 0)
     torch.manual_seed(0)
-    u, k = torch.randn(2, 3, 6, 5, dtype=F64), [torch.randn(1, 1, 3, 2 * n - 1, dtype=F64) for n in (6, 5)]
-    expected = separable_conv(u, k)
-    for work in (0, 2**60):
-        monkeypatch.setattr(toeplitz, "BLOCK_WORK", work)
-        got = separable_conv(u.to(memory_format=torch.channels_last), k)
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-13 * expected.abs().max())
+    u, skip = torch.randn(2, 3, 4, 5, dtype=F64), torch.randn(1, 3, dtype=F64)
+    kernels = [torch.randn(1, 1, 3, 2 * n - 1, dtype=F64) for n in (4, 5)]
+    leaves = {"signal": [u], "kernels": kernels, "skip": [skip]}
+    for name, tensors in leaves.items():
+        for x in tensors:
+            x.requires_grad_(name != frozen)
+    separable_conv(u, kernels, skip).square().sum().backward()
+    exact = separable_conv(u, kernels, skip, algorithm="fft").square().sum()
+    wanted = [x for tensors in leaves.values() for x in tensors if x.requires_grad]
+    for x, e in zip(wanted, torch.autograd.grad(exact, wanted), strict=True):
+        torch.testing.assert_close(x.grad, e, rtol=0, atol=1e-12 * e.abs().max())
+    assert all(x.grad is None for x in leaves[frozen])
+
+
+@pytest.mark.parametrize("work", [0, 2**60])
+def test_channels_last_input_gives_the_same(monkeypatch, work):
+    monkeypatch.setattr(separable, "BLOCK_WORK", work)
+    torch.manual_seed(0)
+    plain, k = torch.randn(2, 3, 6, 5, dtype=F64), [torch.randn(1, 1, 3, 2 * n - 1, dtype=F64) for n in (6, 5)]
+    expected, grads = None, []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        u = plain.to(memory_format=layout).requires_grad_()
+        y = separable_conv(u, k, torch.ones(1, 3, dtype=F64))
+        expected = y.detach() if expected is None else expected
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-13 * expected.abs().max())
+        grads.append(torch.autograd.grad(y.square().sum(), u)[0])
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-13 * grads[0].abs().max())
+
+
+def test_images_one_by_one_keep_the_memory_layout():
+    u = torch.randn(2, 64, 40, 40).to(memory_format=torch.channels_last)
+    k = [torch.randn(1, 1, 64, 79) for _ in range(2)]
+    assert separable_conv(u, k)[:, 0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -114,7 +173,9 @@ def test_fft_of_half_precision_signals_is_taken_in_float32(dtype):
 
 def test_unknown_algorithm_and_wrong_number_of_kernels_are_refused():
     u, k = torch.randn(1, 1, 4), torch.randn(1, 1, 1, 7)
-    with pytest.raises(ValueError, match=r"algorithm must be auto or one of \['fft', 'toeplitz'\], got 'winograd'"):
+    with pytest.raises(
+        ValueError, match=r"algorithm must be auto or one of \['fft', 'kronecker', 'toeplitz'\], got 'winograd'"
+    ):
         separable_conv(u, [k], algorithm="winograd")
     with pytest.raises(ValueError, match=r"a kernel per axis.*\(1, 1, 4\), got 2 kernels"):
         separable_conv(u, [k, k])

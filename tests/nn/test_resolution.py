@@ -8,42 +8,84 @@ from s4nd import S4ND, set_bandlimit, set_base_size
 F64 = torch.float64
 
 
-def picture(n: int) -> torch.Tensor:
-    """Waves of at most 2 cycles along each axis of [0, 1]^2, nothing at the border, at n x n pixel centres: (1, 4, n, n)."""
-    x = (torch.arange(n, dtype=F64) + 0.5) / n
+def picture(n: int, ndim: int, align: str) -> torch.Tensor:
+    """Waves of at most 2 cycles along each axis of [0, 1]^ndim, nothing at the border: (1, 4, n, ..., n).
+
+    Each sample is the value where `align` says that it sits: at its pixel's centre or at its first edge.
+    """
+    x = (torch.arange(n, dtype=F64) + (0.5 if align == "centre" else 0.0)) / n
     bump = torch.sin(torch.pi * x) ** 2  # one cycle; the other one is the wave's
-    waves = [torch.cos(2 * torch.pi * (f * x[:, None] + g * x)) for f, g in ((0, 0), (1, 0), (0, 1), (1, 1))]
-    return torch.stack([bump[:, None] * bump * w for w in waves])[None]
+    f, g = (bump * torch.exp(2j * torch.pi * k * x) for k in (0, 1))
+    if ndim == 1:
+        return torch.stack([f.real, f.imag, g.real, g.imag])[None]
+    return torch.stack([(a[:, None] * b).real for a in (f, g) for b in (f, g)])[None]
 
 
-def layer_at(size: int, align: str, **options) -> S4ND:
-    torch.manual_seed(0)
-    layer = S4ND(4, kernel="s4d", base_size=size, align=align, dtype=F64, **options)
+def at_coarse_samples(y: torch.Tensor, times: int, align: str) -> torch.Tensor:
+    """An answer on a grid `times` as fine, where the coarse samples sit; between two fine centres, their mean."""
+    for axis in range(2, y.ndim):
+        first = [0] if align == "edge" else [(times - 1) // 2, times // 2]
+        y = sum(y.index_select(axis, torch.arange(k, y.shape[axis], times)) for k in first) / len(first)
+    return y
+
+
+def layer_at(size: int, ndim: int, align: str, kernel: str, seed: int = 0, **options) -> S4ND:
+    torch.manual_seed(seed)
+    layer = S4ND(4, ndim, kernel=kernel, base_size=size, align=align, dtype=F64, **options)
     torch.nn.init.zeros_(layer.D)
     return layer
 
 
-def difference(layer: S4ND, size: int) -> float:
-    """Relative difference between the answers at size and at 3 size, where a fine pixel lies at each coarse centre."""
-    with torch.no_grad():
-        coarse, fine = layer(picture(size)), layer(picture(3 * size))[..., 1::3, 1::3]
-    return ((fine - coarse).norm() / coarse.norm()).item()
+@torch.no_grad()
+def difference(layer: S4ND, coarse: int, times: int) -> float:
+    """Relative difference between the answers on the coarse grid and on one `times` as fine, at the coarse samples."""
+    y, fine = (layer(picture(n, layer.ndim, layer.align)) for n in (coarse, times * coarse))
+    return ((at_coarse_samples(fine, times, layer.align) - y).norm() / y.norm()).item()
 
 
-def test_centred_layer_keeps_its_answer_at_three_times_the_resolution_ten_times_better_than_edge():
-    """The midpoint rule of step h errs on a wave of f cycles by (2 pi f h)^2 / 24 along each of the two axes."""
-    options = dict(bandlimit=0.5, dt_min=0.1)
-    centre, edge = (difference(layer_at(32, align, **options), 32) for align in ("centre", "edge"))
-    assert centre < 2 * (2 * torch.pi * 2 / 32) ** 2 / 24
-    assert edge > 10 * centre
+def bound(ndim: int, coarse: int, times: int, align: str) -> float:
+    """For waves of w = 2 pi f h radians a coarse pixel of width h, f = 2, to leading order, the axes added.
+
+    Edge: a tap stands for [m h, (m+1) h] and multiplies the sample at one end, half a pixel off: w / 2, at the fine grid
+    w / (2 times). Centre: the midpoint rule's w^2 / 24, at the fine grid w^2 / (24 times^2); for even `times` the mean of two
+    values h / (2 times) to either side adds w^2 / (8 times^2).
+    """
+    w = 2 * torch.pi * 2 / coarse
+    if align == "edge":
+        return ndim * w / 2 * (1 - 1 / times)
+    return ndim * w**2 * ((1 - times**-2) / 24 + (times % 2 == 0) * times**-2 / 8)
 
 
-def test_difference_between_resolutions_falls_with_the_square_of_the_step():
-    """All modes lie below the Nyquist frequency of every grid used: 3 pi dt < pi / 3."""
-    coarse = layer_at(16, "centre", d_state=8, dt_min=0.02, dt_max=0.1)
-    fine = layer_at(16, "centre", d_state=8, dt_min=0.02, dt_max=0.1)
-    set_base_size(fine, 32, rescale=True)
-    assert 3 < difference(coarse, 16) / difference(fine, 32) < 5
+# The trained grid, the coarse one of a pair, and how many times as fine the other is: 2x, 3x and 0.5x of the trained one.
+PAIRS = {"2x": (32, 32, 2), "3x": (32, 32, 3), "0.5x": (32, 16, 2)}
+# All modes lie below the Nyquist frequency of every grid here: 3 pi dt < pi / 2 at a step of 2.
+SLOW = dict(d_state=8, dt_min=0.02, dt_max=0.08)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(("align", "order"), [("centre", 2), ("edge", 1)])
+@pytest.mark.parametrize("ndim", [1, 2])
+@pytest.mark.parametrize("kernel", ["s4", "s4d"])
+def test_answers_at_two_samplings_differ_by_the_rule_s_error_and_its_order(kernel, ndim, align, order, pair):
+    base, coarse, times = PAIRS[pair]
+    layer = layer_at(base, ndim, align, kernel, **SLOW)
+    before = difference(layer, coarse, times)
+    assert before < bound(ndim, coarse, times, align)
+    set_base_size(layer, 2 * base, rescale=True)  # the same continuous kernel, all steps halved
+    assert 0.75 * 2**order < before / difference(layer, 2 * coarse, times) < 1.25 * 2**order
+
+
+@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("ndim", [1, 2])
+@pytest.mark.parametrize("kernel", ["s4", "s4d"])
+def test_centred_layer_keeps_its_answer_at_finer_grids_ten_times_better_than_edge(kernel, ndim, times):
+    """As layers are trained: all modes there, cut at half the Nyquist frequency. RMS of four draws."""
+    options = dict(bandlimit=0.5, dt_min=0.1, rank=4)
+    squares = {
+        align: sum(difference(layer_at(32, ndim, align, kernel, seed, **options), 32, times) ** 2 for seed in range(4))
+        for align in ("centre", "edge")
+    }
+    assert squares["edge"] > 10**2 * squares["centre"]
 
 
 def test_unseen_size_is_read_at_the_rate_of_each_axis():

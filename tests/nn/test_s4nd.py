@@ -7,6 +7,7 @@ import torch
 
 from s4nd import S4ND
 from s4nd.conv.dense import dense_conv
+from s4nd.nn.kernels import KERNELS
 
 F64 = torch.float64
 
@@ -18,7 +19,7 @@ def expected_output(layer: S4ND, u: torch.Tensor) -> torch.Tensor:
     return (y + layer.D.reshape(*layer.D.shape, *[1] * layer.ndim) * u[:, None]).flatten(1, 2)
 
 
-@pytest.mark.parametrize("kernel", ["s4", "s4d"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("sizes", [(1,), (7,), (6, 5), (1, 4), (3, 2, 4), (2, 3, 1, 4)])
 def test_layer_equals_dense_convolution_for_one_to_four_axes(sizes, kernel):
     torch.manual_seed(0)
@@ -31,7 +32,7 @@ def test_layer_equals_dense_convolution_for_one_to_four_axes(sizes, kernel):
 
 def test_every_parameter_gets_a_gradient():
     torch.manual_seed(0)
-    for kernel in ("s4", "s4d"):
+    for kernel in KERNELS:
         layer = S4ND(4, d_state=8, kernel=kernel, rank=2, channels=2, base_size=5, bandlimit=0.5)
         layer(torch.randn(2, 4, 5, 6)).square().sum().backward()
         assert all(p.grad is not None and p.grad.count_nonzero() > 0 for p in layer.parameters())
@@ -191,18 +192,21 @@ def test_parameters_stay_finite_under_random_steps_at_a_high_rate(kernel):
 
 WRONG = {
     "ndim": (dict(ndim=0), "ndim must be a positive integer, got 0"),
-    "kernel": (dict(kernel="s5"), r"kernel must be one of \['s4', 's4d'\], got 's5'"),
-    "init": (dict(init="lin"), r"init of S4Kernel must be one of \['fout', 'hippo', 'legs', 'legt'\], got 'lin'"),
+    "kernel": (dict(kernel="s5"), r"kernel must be one of \['dss', 'ema', 'lru', 's4', 's4d'\], got 's5'"),
+    "init": (
+        dict(init="lin"),
+        r"init of kernel='s4' must be one of \['fout', 'hippo', 'legs', 'legt', 'random'\], got 'lin'",
+    ),
     "axes": (dict(base_size=(1, 2, 3)), r"base_size must be one value or one per axis \(ndim=2\), got \(1, 2, 3\)"),
     "size": (dict(base_size=0), "base_size must be a positive integer, got 0"),
     "n_ssm": (dict(n_ssm=2), "n_ssm must divide d_model=3 and be a multiple of 1 for init='fout', got 2"),
     "hippo": (dict(init="hippo"), "n_ssm must divide d_model=3 and be a multiple of 2 for init='hippo', got 1"),
     "state": (dict(d_state=7), "d_state must be even and at least 2.*got 7"),
     "dt": (dict(dt_min=1.0, dt_max=0.1), "need 1e-06 <= dt_min <= dt_max <= 100.0, got 1.0 and 0.1"),
-    "disc": (dict(disc="zoh"), "disc of kernel='s4' must be bilinear.*got 'zoh'"),
+    "disc": (dict(disc="zoh"), r"disc of kernel='s4' must be one of \['bilinear'\], got 'zoh'"),
     "disc4d": (
         dict(kernel="s4d", disc="euler"),
-        r"disc of kernel='s4d' must be one of \['bilinear', 'zoh'\], got 'euler'",
+        r"disc of kernel='s4d' must be one of \['async', 'bilinear', 'dirac', 'zoh'\], got 'euler'",
     ),
     "align": (dict(align="center"), r"align must be one of \('edge', 'centre'\), got 'center'"),
     "backend": (dict(backend="cuda"), r"backend must be one of .*got 'cuda'"),

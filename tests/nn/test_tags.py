@@ -21,7 +21,18 @@ def model() -> nn.Module:
     return nn.Sequential(S4ND(4, d_state=8), nn.Conv2d(4, 4, 1), nn.GroupNorm(1, 4))
 
 
-@pytest.mark.parametrize("twin", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def emptied(m: nn.Module) -> nn.Module:
+    return m.to(device="meta").to_empty(device="cpu")
+
+
+def assigned(m: nn.Module) -> nn.Module:
+    m.load_state_dict(copy.deepcopy(m.state_dict()), assign=True)
+    return m
+
+
+@pytest.mark.parametrize(
+    "twin", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), emptied, assigned]
+)
 def test_ssm_parameters_train_slowly_and_without_decay_in_copies_too(twin):
     m = twin(model())
     got = settings(m, param_groups(m, lr=1e-2, weight_decay=0.05))

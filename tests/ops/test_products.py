@@ -34,11 +34,13 @@ def test_vandermonde_by_doubling_is_as_exact_as_the_definition_in_float32():
     assert error <= 2 * (vandermonde_definition(v, x, 4096) - exact).abs().max()
 
 
-def test_vandermonde_gradients():
+@pytest.mark.parametrize("form", [vandermonde_torch, vandermonde_definition])
+@pytest.mark.parametrize("L", [1, 6])
+def test_vandermonde_gradients_of_first_and_second_order(form, L):
     torch.manual_seed(0)
     v, x = torch.randn(2, 3, 4, 2, dtype=F64, requires_grad=True), poles(3, 4).requires_grad_()
-    for L in (1, 6):
-        assert torch.autograd.gradcheck(lambda v, x, L=L: vandermonde_torch(v, x, L), (v, x))
+    assert torch.autograd.gradcheck(lambda v, x: form(v, x, L), (v, x))
+    assert torch.autograd.gradgradcheck(lambda v, x: form(v, x, L), (v, x))
 
 
 @pytest.mark.parametrize("M", [1, 4, 9])
@@ -50,11 +52,14 @@ def test_cauchy_as_matrix_product_equals_definition(M):
     torch.testing.assert_close(cauchy_torch(v, w, z), expected, rtol=0, atol=1e-13 * expected.abs().max())
 
 
-def test_cauchy_gradients():
+@pytest.mark.parametrize("form", [cauchy_torch, cauchy_definition])
+def test_cauchy_gradients_of_first_and_second_order(form):
+    """In the weights and the poles: the nodes are constants."""
     torch.manual_seed(0)
     v, w = torch.randn(2, 2, 3, 2, dtype=F64, requires_grad=True), poles(2, 3).requires_grad_()
     z = torch.tensor([[0.5, 1.0], [1.0, -2.0]], dtype=F64)
-    assert torch.autograd.gradcheck(lambda v, w: cauchy_torch(v, w, z), (v, w))
+    assert torch.autograd.gradcheck(lambda v, w: form(v, w, z), (v, w))
+    assert torch.autograd.gradgradcheck(lambda v, w: form(v, w, z), (v, w))
 
 
 def test_unknown_backend_is_refused_with_the_known_ones():

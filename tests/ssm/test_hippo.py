@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from s4nd.ssm.hippo import HIPPO, diagonal_init, dplr_init
+from s4nd.ssm.hippo import HIPPO, diagonal_init, diagonal_rows, dplr_init, random_dplr
 
 NAMES = {"legs": "legs", "legt": "legt", "fout": "fourier"}
 # The reference builds P of the Fourier operator in float32.
@@ -39,12 +39,35 @@ def test_half_the_modes_rebuild_the_real_operator(name, N):
 
 
 @pytest.mark.parametrize("N", [4, 16, 64])
-@pytest.mark.parametrize("name", ["lin", "inv"])
+@pytest.mark.parametrize("name", ["lin", "inv", "real"])
 def test_diagonal_operators_equal_golden(arrays, name, N):
     A, B = diagonal_init(name, N)
     golden = arrays[f"diag-{name}_N{N}_Lambda"]  # complex64; Inv subtracts numbers of size N / pi
     np.testing.assert_allclose(A.numpy(), golden, rtol=1e-6, atol=N * np.finfo(np.float32).eps)
     assert (B == 1).all()
+
+
+@pytest.mark.parametrize("N", [4, 16, 64])
+def test_diagonal_legs_has_the_golden_poles_and_half_of_the_operators_input(arrays, N):
+    """The reference clips B and does not halve it."""
+    A, B = diagonal_init("legs", N)
+    golden = arrays[f"diag-legs_N{N}_Lambda"]  # complex64
+    np.testing.assert_allclose(A.numpy(), golden, rtol=0, atol=N * np.finfo(np.float32).eps * np.abs(golden).max())
+    exact = arrays[f"legs_N{N}_B_unclipped"]
+    np.testing.assert_allclose(2 * B.numpy(), exact, rtol=0, atol=1e-9 * np.abs(exact).max())
+
+
+def test_random_operators_lie_in_the_band_of_lin():
+    """The mean of n uniform numbers has standard deviation 1 / sqrt(12 n); five of them."""
+    torch.manual_seed(0)
+    A, B = diagonal_rows("random", 64, 100)
+    assert A.shape == B.shape == (100, 32)
+    assert (A.real == -0.5).all() and (B == 1).all()
+    band = -A.imag / (32 * np.pi)
+    assert 0 <= band.min() and band.max() <= 1 and (band.mean() - 0.5).abs() < 5 / np.sqrt(12 * band.numel())
+    Lambda, P, _ = random_dplr(64, 100)
+    assert Lambda.shape == (100, 32) and P.shape == (1, 100, 32)
+    assert (P.abs().square().mean() - 1).abs() < 5 / np.sqrt(P.numel())  # |P|^2 is exponential: variance 1
 
 
 @pytest.mark.parametrize("N", [0, 3])
@@ -54,5 +77,5 @@ def test_odd_or_empty_state_is_refused(N):
 
 
 def test_unknown_operator_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"init must be one of \['inv', 'lin'\], got 'legs'"):
-        diagonal_init("legs", 4)
+    with pytest.raises(ValueError, match=r"init must be one of \['inv', 'legs', 'lin', 'random', 'real'\], got 'fout'"):
+        diagonal_init("fout", 4)

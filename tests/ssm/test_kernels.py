@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from s4nd.ops import pairs
+from s4nd.ops import pairs, phi1
 from s4nd.ssm import DISCRETIZATIONS, centred, diagonal_init, diagonal_kernel, dplr_init, dplr_kernel
+from s4nd.ssm.hippo import DIAGONAL, HIPPO
 from s4nd.ssm.recurrence import centred_recurrence, dense_ssm, discretize_dense, recurrence
 
 F64 = torch.float64
@@ -16,12 +17,12 @@ def real(x: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(x.resolve_conj().contiguous())
 
 
-def system(init: str, N: int = 16):
-    """dt, A, B, C, P complex, per head; P is None for the diagonal operators."""
+def system(init: str, N: int = 16, diagonal: bool | None = None):
+    """dt, A, B, C, P complex, per head; P is None for the diagonal operators. Both kinds know legs: `diagonal` decides."""
     torch.manual_seed(0)
     dt = torch.tensor([0.01, 0.1, 1.0], dtype=F64)
     C = torch.randn(COPIES, H, N // 2, dtype=torch.complex128)
-    if init in ("lin", "inv"):
+    if init not in HIPPO if diagonal is None else diagonal:
         A, B = diagonal_init(init, N)
         return dt, A.expand(H, -1), B.expand(H, -1), C, None
     A, P, B, _ = dplr_init(init, N)
@@ -40,15 +41,15 @@ def oracle(dt, A, B, C, P, L, disc, align):
     impulse[:, 0] = 1
     if align == "edge":
         return recurrence(*discretize_dense(dt, A, B, disc), C, impulse)
-    return centred_recurrence(*discretize_dense(dt / 2, A, B, disc), C, impulse)
+    return centred_recurrence(*discretize_dense(dt, A, B, disc, part=0.5), C, impulse)
 
 
 @pytest.mark.parametrize("L", LENGTHS)
 @pytest.mark.parametrize("align", ["edge", "centre"])
-@pytest.mark.parametrize("disc", ["zoh", "bilinear"])
-@pytest.mark.parametrize("init", ["lin", "inv"])
+@pytest.mark.parametrize("disc", DISCRETIZATIONS)
+@pytest.mark.parametrize("init", DIAGONAL)
 def test_diagonal_kernel_equals_recurrence(init, disc, align, L):
-    dt, A, B, C, _ = system(init)
+    dt, A, B, C, _ = system(init, diagonal=True)
     expected = oracle(dt, A, B, C, None, L, disc, align)
     got = discretized_kernel(dt, real(A), real(B), real(C), L, disc, align)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 * expected.abs().max())
@@ -103,13 +104,60 @@ def test_halved_step_holds_the_coarse_step_response(init):
         assert 2 < ratio < 8
 
 
+@pytest.mark.parametrize("part", [0.5, 1.0])
+@pytest.mark.parametrize("rate", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("disc", DISCRETIZATIONS)
+def test_discretisation_equals_its_matrix_form_at_every_rate(disc, rate, part):
+    dt, A, B, C, _ = system("inv")
+    log_a, gain = DISCRETIZATIONS[disc](dt[:, None], real(A), rate, part)
+    Ab, Bb = discretize_dense(dt, *dense_ssm(A, B, C)[:2], disc, rate, part)
+    torch.testing.assert_close(pairs.exp(log_a), real(Ab.diagonal(dim1=1, dim2=2)[:, :8]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(pairs.mul(gain, real(B)), real(Bb[:, :8]), rtol=0, atol=1e-12)
+
+
+def test_async_is_zoh_at_rate_one_and_its_gain_ignores_the_rate():
+    dt, A, *_ = system("lin")
+    for part in (0.5, 1.0):
+        for got, expected in zip(
+            *(DISCRETIZATIONS[d](dt[:, None], real(A), 1.0, part) for d in ("async", "zoh")), strict=True
+        ):
+            assert torch.equal(got, expected)
+        slow, fast = (DISCRETIZATIONS["async"](dt[:, None], real(A), rate, part)[1] for rate in (2.0, 0.5))
+        assert torch.equal(slow, fast)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_phi1_keeps_its_digits_and_its_slope_near_zero(dtype):
+    """phi1 = 1 + x / 2 + x^2 / 6 + ...: the slope is 1/2. A quotient's slope loses eps / |x|, at most sqrt(eps)."""
+    eps = torch.finfo(dtype).eps
+    for size in (0.0, 1e-12, 0.5 * eps**0.5, 2 * eps**0.5, 1e-2):
+        for direction in ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (-0.6, 0.8)):
+            x = (size * torch.tensor(direction, dtype=dtype)).requires_grad_()
+            value = phi1(x)
+            z = torch.view_as_complex(x.detach().to(F64))
+            series = 1 + z / 2 + z**2 / 6 + z**3 / 24 + z**4 / 120
+            assert (torch.view_as_complex(value.detach().to(F64)) - series).abs() <= 8 * eps + size**5
+            value[0].backward()
+            slope = 0.5 + z / 3 + z**2 / 8 + z**3 / 30
+            expected = torch.view_as_real(slope.conj().resolve_conj())
+            assert (x.grad.to(F64) - expected).abs().max() <= 8 * eps**0.5 + size**4
+
+
+@pytest.mark.parametrize("disc", DISCRETIZATIONS)
+def test_discretisation_has_gradients_at_and_beyond_an_undamped_mode(disc):
+    dt = torch.tensor([[0.3]], dtype=F64, requires_grad=True)
+    for A in ((0.0, 0.0), (0.0, -2.0), (0.4, 1.0)):
+        A = torch.tensor([[A]], dtype=F64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda dt, A: DISCRETIZATIONS[disc](dt, A, 2.0, 0.5), (dt, A))
+
+
 def test_centred_kernel_collects_half_steps():
     fine = torch.arange(7.0)
     assert centred(fine).tolist() == [0.0, 1.0 + 2.0, 3.0 + 4.0, 5.0 + 6.0]
 
 
 @pytest.mark.parametrize("align", ["edge", "centre"])
-@pytest.mark.parametrize("disc", ["zoh", "bilinear"])
+@pytest.mark.parametrize("disc", DISCRETIZATIONS)
 def test_diagonal_kernel_gradients(disc, align):
     dt, A, B, C, _ = system("lin", N=4)
     inputs = [x.detach().clone().requires_grad_() for x in (0.3 + dt, real(A), real(B), real(C))]
@@ -125,7 +173,7 @@ def test_dplr_kernel_gradients(init, align):
 
 
 @pytest.mark.parametrize("align", ["edge", "centre"])
-@pytest.mark.parametrize("disc", ["zoh", "bilinear"])
+@pytest.mark.parametrize("disc", DISCRETIZATIONS)
 @pytest.mark.parametrize(("damping", "frequency"), [(1e-8, 0.0), (1e4, 0.0), (1e4, 1e4), (1e-8, 1e4), (2.0, 0.0)])
 @pytest.mark.parametrize("dt", [1e-6, 1.0, 1e2])
 def test_float32_kernel_and_gradients_are_finite_at_the_ends_of_the_ranges(dt, damping, frequency, disc, align):

@@ -1,42 +1,41 @@
-"""What all 1-D state-space kernels share: parameters, and the kernel they give at any length and sampling rate.
+"""The interface of all 1-D kernels: C, and the kernel or the recurrence they give at any length and sampling rate.
 
 Shapes: H heads (d_model), N states (d_state; N/2 kept, one of each conjugate pair), S independent (A, B) (n_ssm; head h uses
 number h mod S), C kernels per head, R low rank, L length. Complex parameters are real pairs (..., 2).
 """
 
+import inspect
 import math
 
 import torch
 from torch import Tensor, nn
 
 from s4nd.nn.tags import SSM_LR, mark
-
-# Outside these ranges parameters are used as if they lay at the nearer end, so that no checkpoint gives inf or NaN.
-DT_RANGE = (1e-6, 1e2)
-DAMPING_RANGE = (1e-8, 1e4)  # of -Re A
-# Where an initial operator has Re A = 0 (FouT, LegT): its logarithm is stored.
-INITIAL_DAMPING = 1e-4
+from s4nd.ssm.stepping import Step
 
 # An operator per part of the state-space models, in equal parts.
 COMBINATIONS = {"hippo": ("legs", "fout")}
 
 
 class SSMKernel(nn.Module):
-    """What all kernels share: dt, A, B, C and how they are used at a sampling rate.
+    """C, its use and its initialisation. A member adds the parameters of its state-space model, then calls `_complete`.
 
     Args:
         d_model: H.
-        d_state: N, even.
+        d_state: N, even (kernels of real modes take any).
         copies: C, kernels per head.
-        init: name of the initial state matrix.
+        init: name of the initial state matrix; None for the kernel's default.
         n_ssm: S, divides H; None for H.
-        dt_min, dt_max: dt is drawn log-uniformly between them, in units where the trained grid has step 1.
-        scale: standard deviation of the initial C, a complex number.
+        scale: standard deviation of the initial C, a complex number (real for kernels of real modes).
         backend: of the contraction, see ops/dispatch.py.
         device, dtype: of the parameters; half precisions are raised to float32 and stay there.
     """
 
+    name: str
     inits: tuple[str, ...] = ()
+    default_init: str
+    real = False  # N real modes instead of N/2 complex ones; C is then real
+    needs_length = False  # the state-space model depends on the axis's length
 
     def __init__(
         self,
@@ -44,10 +43,8 @@ class SSMKernel(nn.Module):
         d_state: int = 64,
         copies: int = 1,
         *,
-        init: str,
+        init: str | None = None,
         n_ssm: int | None = 1,
-        dt_min: float = 0.01,
-        dt_max: float = 1.0,
         scale: float = 1.0,
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -55,43 +52,52 @@ class SSMKernel(nn.Module):
     ):
         super().__init__()
         S = d_model if n_ssm is None else n_ssm
-        if init not in self.inits:
-            raise ValueError(f"init of {type(self).__name__} must be one of {sorted(self.inits)}, got {init!r}")
-        parts = len(COMBINATIONS.get(init, (init,)))
+        self.init = self.default_init if init is None else init
+        self._check_choice("init", self.init, self.inits)
+        parts = len(COMBINATIONS.get(self.init, (self.init,)))
         if S < 1 or d_model % S or S % parts:
             raise ValueError(
-                f"n_ssm must divide d_model={d_model} and be a multiple of {parts} for init={init!r}, got {n_ssm}"
+                f"n_ssm must divide d_model={d_model} and be a multiple of {parts} for init={self.init!r}, got {n_ssm}"
             )
-        if d_state < 2 or d_state % 2:
+        if not self.real and (d_state < 2 or d_state % 2):
             raise ValueError(f"d_state must be even and at least 2 (one of each conjugate pair is kept), got {d_state}")
-        if not DT_RANGE[0] <= dt_min <= dt_max <= DT_RANGE[1]:
-            raise ValueError(f"need {DT_RANGE[0]} <= dt_min <= dt_max <= {DT_RANGE[1]}, got {dt_min} and {dt_max}")
-        self.init, self.backend = init, backend
-        self.dt_min, self.dt_max, self.scale = dt_min, dt_max, scale
+        self.d_model, self.d_state, self.n_ssm = d_model, d_state, S
+        self.n_modes = d_state if self.real else d_state // 2
+        self.scale, self.backend = scale, backend
         dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        empty = lambda *shape: nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))  # noqa: E731
-        self.log_dt = empty(d_model)
-        self.log_A_real = empty(S, d_state // 2)  # A = -exp(log_A_real) + i A_imag
-        self.A_imag = empty(S, d_state // 2)
-        self.B = empty(S, d_state // 2, 2)
-        self.C = empty(copies, d_model, d_state // 2, 2)
+        shape = (copies, d_model, self.n_modes) if self.real else (copies, d_model, self.n_modes, 2)
+        self.C = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of the keyword arguments that this kernel takes beside those that all kernels take."""
+        inits = [inspect.signature(c.__init__).parameters for c in cls.__mro__ if issubclass(c, SSMKernel)]
+        named = {p.name for parameters in inits for p in parameters.values() if p.kind == p.KEYWORD_ONLY}
+        return sorted(named - set(inits[-1]))
+
+    def _check_choice(self, argument: str, value: str, known: tuple[str, ...]) -> None:
+        if value not in known:
+            raise ValueError(f"{argument} of kernel={self.name!r} must be one of {sorted(known)}, got {value!r}")
+
+    def _empty(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(self.C.new_empty(shape))
+
+    def _complete(self) -> None:
+        """All parameters are there."""
+        self._mark()
+        if not self.C.is_meta:
+            self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw dt and C, and set A and B to their initial operators."""
-        self.log_dt.uniform_(math.log(self.dt_min), math.log(self.dt_max))
-        self.C.normal_(std=self.scale / math.sqrt(2))
+        """Draw C, and set the state-space models to their initial operators."""
+        self.C.normal_(std=self.scale / math.sqrt(1 if self.real else 2))
         names = COMBINATIONS.get(self.init, (self.init,))
-        for name, rows in zip(names, torch.arange(len(self.B)).chunk(len(names)), strict=True):
+        for name, rows in zip(names, torch.arange(self.n_ssm).chunk(len(names)), strict=True):
             self._set_operator(name, slice(int(rows[0]), int(rows[-1]) + 1))
 
     def _set_operator(self, name: str, rows: slice) -> None:
         raise NotImplementedError
-
-    def _set_poles(self, A: Tensor, B: Tensor, rows: slice) -> None:
-        self.log_A_real[rows] = torch.log((-A.real).clamp(min=INITIAL_DAMPING)).to(self.log_A_real)
-        self.A_imag[rows] = A.imag.to(self.A_imag)
-        self.B[rows] = torch.view_as_real(B).to(self.B)
 
     def _mark(self) -> None:
         for name, param in self.named_parameters():
@@ -109,20 +115,26 @@ class SSMKernel(nn.Module):
             moved = fn(t)
             return t.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
 
-        return super()._apply(keep_float32, recurse)
+        super()._apply(keep_float32, recurse)
+        self._mark()  # `to_empty` makes new parameters
+        return self
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._mark()  # `load_state_dict(assign=True)` puts in parameters without tags
 
     def per_head(self, x: Tensor) -> Tensor:
         """(..., S, N/2, 2) -> (..., H, N/2, 2)."""
-        return x.repeat(*([1] * (x.ndim - 3)), len(self.log_dt) // x.shape[-3], 1, 1)
+        repeats = self.d_model // self.n_ssm
+        return x.unsqueeze(-4).expand(*x.shape[:-3], repeats, *x.shape[-3:]).flatten(-4, -3)  # no copy if S is 1 or H
 
-    def dt(self) -> Tensor:
-        """(H, 1) step on the trained grid."""
-        return torch.exp(self.log_dt.clamp(math.log(DT_RANGE[0]), math.log(DT_RANGE[1])))[:, None]
+    def readout(self) -> Tensor:
+        """(C, H, N/2, 2)."""
+        return self.C
 
-    def A(self) -> Tensor:
-        """(H, N/2, 2) state matrix, or its diagonal part."""
-        damping = torch.exp(self.log_A_real.clamp(math.log(DAMPING_RANGE[0]), math.log(DAMPING_RANGE[1])))
-        return self.per_head(torch.stack([-damping, self.A_imag], dim=-1))
+    def phase(self) -> Tensor:
+        """(H, N/2) radians by which each mode turns in a step of the trained grid, not negative."""
+        raise NotImplementedError
 
     def bandlimit_mask(self, bandlimit: float, rate: float) -> Tensor:
         """(H, N/2) bool, the modes below the limit: max(1, rate) dt |Im A| / (2 pi) < bandlimit / 2.
@@ -132,23 +144,34 @@ class SSMKernel(nn.Module):
         """
         return max(1.0, rate) * self.phase() / (2 * math.pi) < bandlimit / 2
 
-    def phase(self) -> Tensor:
-        """(H, N/2) radians by which each mode turns in a step of the trained grid, not negative."""
-        return self.dt() * self.A()[..., 1].abs()
-
-    @torch.no_grad()
     def rescale(self, rate: float) -> None:
         """Make the kernel at rate 1 what it was at `rate`."""
-        self.log_dt += math.log(rate)
+        raise NotImplementedError
 
     def forward(self, L: int, rate: float = 1.0, *, bandlimit: float | None = None, align: str = "edge") -> Tensor:
         """The kernels on a grid whose step is `rate` times the trained one: (C, H, L) real."""
-        C = self.C
-        if bandlimit is not None:
-            C = C * self.bandlimit_mask(bandlimit, rate)[..., None]
         # Autocast would take the matrix products below to half precision, which cannot hold the kernel's phases.
-        with torch.autocast(C.device.type, enabled=False):
-            return self._kernel(L, rate, C, align)
+        with torch.autocast(self.C.device.type, enabled=False):
+            return self._kernel(L, rate, self._limited_C(bandlimit, rate), align)
+
+    def recurrence(
+        self, n: int | None, rate: float = 1.0, *, bandlimit: float | None = None, align: str = "edge"
+    ) -> Step:
+        """The same kernels as a recurrence: its impulse response is `forward(n, rate, ...)`, however far it is run.
+
+        n is None where the axis has no known length; kernels that depend on it (`needs_length`) then have no recurrence.
+        """
+        if n is None and self.needs_length:
+            raise ValueError(f"{type(self).__name__} depends on the axis's length: its recurrence needs n, got None")
+        with torch.autocast(self.C.device.type, enabled=False):
+            return self._recurrence(n, rate, self._limited_C(bandlimit, rate), align)
+
+    def _limited_C(self, bandlimit: float | None, rate: float) -> Tensor:
+        C = self.readout()
+        return C if bandlimit is None else C * self.bandlimit_mask(bandlimit, rate)[..., None]
 
     def _kernel(self, L: int, rate: float, C: Tensor, align: str) -> Tensor:
+        raise NotImplementedError
+
+    def _recurrence(self, n: int | None, rate: float, C: Tensor, align: str) -> Step:
         raise NotImplementedError

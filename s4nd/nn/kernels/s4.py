@@ -1,36 +1,81 @@
 """S4: a diagonal plus low-rank state matrix."""
 
+import math
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from s4nd.nn.kernels.base import COMBINATIONS, SSMKernel
-from s4nd.ssm import dplr_init, dplr_kernel
-from s4nd.ssm.hippo import HIPPO
+from s4nd.nn.kernels.base import COMBINATIONS
+from s4nd.nn.kernels.continuous import ContinuousKernel
+from s4nd.ssm import dplr_init, dplr_kernel, dplr_step
+from s4nd.ssm.hippo import HIPPO, random_dplr
+from s4nd.ssm.stepping import Step
+
+CLIP_B = 2.0
 
 
-class S4Kernel(SSMKernel):
-    """S4: A = diag(Lambda) - P P^*. See ssm/dplr.py; the discretisation is bilinear."""
+class S4Kernel(ContinuousKernel):
+    """S4: A = diag(Lambda) - P P^*. See ssm/dplr.py; the discretisation is bilinear, the only one with a DPLR form.
 
-    inits = (*HIPPO, *COMBINATIONS)
+    Args:
+        clip_B: the initial B has its imaginary part cut to [-2, 2], as in the reference implementation; False keeps
+            B = V^* b, that of the HiPPO operator.
+        deterministic: dt is spaced evenly in its logarithm over the heads, and C reads the operator's first coordinate,
+            C = scale V^* e_0 in every copy: the temporal initialisation of video models. No meaning for init="random".
+            The reference implementation stores this dt where it reads log dt: exp(dt_min) and exp(dt_max) give its steps.
+    """
+
+    name = "s4"
+    inits = (*HIPPO, "random", *COMBINATIONS)
     default_init = "fout"
+    constraints = ("exp", "softplus", "relu")
+    discs = ("bilinear",)
 
-    def __init__(self, *args, disc: str | None = None, **kwargs):
+    def __init__(self, *args, clip_B: bool = False, deterministic: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
-        if disc not in (None, "bilinear"):
-            raise ValueError(f"disc of kernel='s4' must be bilinear, the only one with a DPLR form, got {disc!r}")
-        R = 2 if self.init == "legt" else 1
-        self.P = nn.Parameter(torch.empty_like(self.B).expand(R, *self.B.shape).clone())  # (R, S, N/2, 2)
-        self._mark()
-        if not self.C.is_meta:
-            self.reset_parameters()
+        if deterministic and self.init == "random":
+            raise ValueError("deterministic=True needs an init with a basis V (C = V^* e_0), got init='random'")
+        self.clip_B, self.deterministic = clip_B, deterministic
+        self.B = self._empty(self.n_ssm, self.n_modes, 2)
+        self.P = self._empty(2 if self.init == "legt" else 1, self.n_ssm, self.n_modes, 2)  # (R, S, N/2, 2)
+        self._complete()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.deterministic:
+            log_dt = torch.linspace(math.log(self.dt_min), math.log(self.dt_max), self.d_model, dtype=torch.float64)
+            self.log_dt.copy_(log_dt if self.tie_dt else log_dt[:, None])
 
     def _set_operator(self, name: str, rows: slice) -> None:
-        Lambda, P, B, _ = dplr_init(name, 2 * self.B.shape[1])
-        self._set_poles(Lambda, B, rows)
-        self.P[:, rows] = torch.view_as_real(P)[:, None].to(self.P)
+        if name == "random":
+            Lambda, P, B = random_dplr(self.d_state, rows.stop - rows.start)
+        else:
+            Lambda, P, B, V = dplr_init(name, self.d_state)
+            P = P[:, None]
+            if self.deterministic:
+                of_head = self.C.unflatten(1, (-1, self.n_ssm))  # head h = j S + s uses model s
+                of_head[:, :, rows] = self.scale * torch.view_as_real(V[0].conj().resolve_conj()).to(self.C)
+        self._set_A(Lambda, rows)
+        B = torch.view_as_real(B)
+        if self.clip_B:
+            B = torch.stack([B[..., 0], B[..., 1].clamp(-CLIP_B, CLIP_B)], dim=-1)
+        self.B[rows] = B.to(self.B)
+        self.P[:, rows] = torch.view_as_real(P).to(self.P)
+
+    def _system(self, rate: float, C: Tensor) -> tuple[Tensor, ...]:
+        """dt (H,), Lambda, P, B, C. A dt per mode, x' = diag(dt) (A x + B u), is a change of basis by its square root."""
+        dt, A, P, B = self.dt(), self.A(), self.per_head(self.P), self.per_head(self.B)
+        if self.tie_dt:
+            return rate * dt[:, 0], A, P, B, C
+        root = torch.sqrt(dt)[..., None]
+        return torch.full_like(dt[:, 0], rate), dt[..., None] * A, root * P, root * B, root * C
+
+    def _recurrence(self, n: int | None, rate: float, C: Tensor, align: str) -> Step:
+        return dplr_step(*self._system(rate, C), align=align)
 
     def _kernel(self, L: int, rate: float, C: Tensor, align: str) -> Tensor:
-        tensors = (self.dt()[:, 0] * rate, self.A(), self.per_head(self.P), self.per_head(self.B), C)
+        tensors = self._system(rate, C)
         tol = torch.finfo(C.dtype).eps
         # Nodes in float64 need neither the oversampling nor the care that float32 does; Apple's GPUs have no float64.
         if C.device.type != "mps":

@@ -1,31 +1,32 @@
 """S4D: a diagonal state matrix, discretised."""
 
+import torch
 from torch import Tensor
 
+from s4nd.nn.kernels.continuous import ContinuousKernel
 from s4nd.nn.kernels.diagonal import DiagonalKernel
 from s4nd.ops import pairs
-from s4nd.ssm import DISCRETIZATIONS, diagonal_init
-from s4nd.ssm.hippo import DIAGONAL
+from s4nd.ssm import DISCRETIZATIONS
+from s4nd.ssm.hippo import DIAGONAL, diagonal_rows
 
 
-class S4DKernel(DiagonalKernel):
-    """S4D (Gu et al., 2022, arXiv:2206.11893): `disc` is one of the discretisations of ssm/discretize.py."""
+class S4DKernel(DiagonalKernel, ContinuousKernel):
+    """S4D (Gu et al., 2022, arXiv:2206.11893): x' = dt (A x + B u) with a diagonal A."""
 
+    name = "s4d"
     inits = tuple(DIAGONAL)
     default_init = "lin"
 
-    def __init__(self, *args, disc: str | None = None, **kwargs):
+    def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if disc not in (None, *DISCRETIZATIONS):
-            raise ValueError(f"disc of kernel='s4d' must be one of {sorted(DISCRETIZATIONS)}, got {disc!r}")
-        self.disc = disc or "zoh"
-        self._mark()
-        if not self.C.is_meta:
-            self.reset_parameters()
+        self.B = self._empty(self.n_ssm, self.n_modes, 2)
+        self._complete()
 
     def _set_operator(self, name: str, rows: slice) -> None:
-        self._set_poles(*diagonal_init(name, 2 * self.B.shape[1]), rows)
+        A, B = diagonal_rows(name, self.d_state, rows.stop - rows.start)
+        self._set_A(A, rows)
+        self.B[rows] = torch.view_as_real(B).to(self.B)
 
-    def modes(self, L: int, rate: float, part: float) -> tuple[Tensor, Tensor]:
-        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(), self.A(), rate, part)
+    def modes(self, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
+        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(), self.A(L, rate), rate, part)
         return log_a, pairs.mul(gain, self.per_head(self.B))

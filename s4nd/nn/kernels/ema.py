@@ -1,0 +1,41 @@
+"""EMA: real modes, each an exponential moving average."""
+
+import torch
+from torch import Tensor
+
+from s4nd.nn.kernels.continuous import ContinuousKernel
+from s4nd.nn.kernels.diagonal import DiagonalKernel
+from s4nd.ops import pairs
+from s4nd.ssm import DISCRETIZATIONS
+
+
+class EMAKernel(DiagonalKernel, ContinuousKernel):
+    """x' = dt A (x - u) with a real diagonal A < 0: N averages of unit gain, read through a real C.
+
+        x = q x + (1 - q) u,   k[l] = sum_n C_n (1 - q_n) q_n^l,   q = exp(rate dt A)   (under zoh)
+
+    `init` is real: A_n = -(n + 1). The multi-headed EMA of Ma et al., 2022, arXiv:2209.10655, with continuous rates.
+    """
+
+    name = "ema"
+    inits = ("real",)
+    default_init = "real"
+    constraints = ("exp", "softplus", "relu")
+    real = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._complete()
+
+    def _set_operator(self, name: str, rows: slice) -> None:
+        self._set_A(-1.0 - torch.arange(self.n_modes, dtype=torch.float64), rows)
+
+    def readout(self) -> Tensor:
+        """(C, H, N, 2), the imaginary parts zero."""
+        return pairs.pair(self.C, torch.zeros_like(self.C))
+
+    def modes(self, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
+        A = self.A()
+        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(), A, rate, part)
+        # B = -A; the states hold half of each average, because they are read as 2 Re sum_n C_n x_n.
+        return log_a, -0.5 * A[..., :1] * gain

@@ -1,0 +1,59 @@
+"""phi_1(x) = (e^x - 1) / x, what a step does to an input that is held over it; 1 at x = 0.
+
+Complex tensors are real pairs (..., 2).
+"""
+
+import torch
+from torch import Tensor
+
+from s4nd.ops import double_backward, pairs
+
+
+def phi1(x: Tensor) -> Tensor:
+    """(..., 2) -> (..., 2), with all digits where x is small, and so in the gradient."""
+    return _Phi1.apply(x)[0] if pairs.complex_views(x) else definition(x)
+
+
+def definition(x: Tensor) -> Tensor:
+    """Near 0, where the quotient has no digits left in its derivative, the series up to x^3."""
+    small = _is_small(x.square().sum(-1, keepdim=True))
+    safe = torch.where(small, torch.ones_like(x), x)
+    x2 = pairs.mul(x, x)
+    series = x / 2 + x2 / 6 + pairs.mul(x2, x) / 24
+    series = pairs.pair(1 + series[..., 0], series[..., 1])
+    return torch.where(small, series, pairs.div(pairs.expm1(x), safe))
+
+
+class _Phi1(torch.autograd.Function):
+    """The derivative (e^x - phi_1) / x comes with the value: autograd would take each pass of it twice."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        z, minus_1 = pairs.view(x), pairs.view(pairs.expm1(x))
+        small = _is_small(z.real.square() + z.imag.square())
+        safe = torch.where(small, 1, z)
+        phi = torch.where(small, 1 + z * (1 / 2 + z * (1 / 6 + z / 24)), minus_1 / safe)
+        slope = torch.where(small, 1 / 2 + z * (1 / 3 + z * (1 / 8 + z / 30)), (minus_1 - phi + 1) / safe)
+        return torch.view_as_real(phi), torch.view_as_real(slope)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, _) -> Tensor | None:
+        if grad is None:
+            return None
+        x, slope = ctx.saved_tensors
+        if double_backward.wanted():
+            return double_backward.by_definition(definition, (x,), grad)[0]
+        return pairs.mul(grad, pairs.conj(slope))
+
+
+def _is_small(square: Tensor) -> Tensor:
+    """Where the series' next term, x^4 / 120, is lost beside 1: from |x|^2."""
+    return square < (120 * torch.finfo(square.dtype).eps) ** 0.5
