@@ -8,7 +8,6 @@ instead of storing them.
 Shapes: R rank, C kernels per head, B batch, H heads, n_i samples along axis i; an image is (H, n_1, ..., n_D).
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -44,18 +43,19 @@ def definition(u: Tensor, skip: Tensor | None, *matrices: Tensor) -> Tensor:
 class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(u: Tensor, skip: Tensor | None, *matrices: Tensor) -> Tensor:
-        R, C = matrices[0].shape[:2]
+        C = matrices[0].shape[1]
         y = torch.empty_like(u)[:, None] if C == 1 else u.new_empty(len(u), C, *u.shape[1:])
-        inner = [torch.empty(u.shape[1:], dtype=u.dtype, device=u.device) for _ in matrices[1:]]
+        inner = [_like_image(u) for _ in matrices[1:]]
+        parts = _parts(matrices)
         for image, outputs in zip(u, y, strict=True):
             image = image.contiguous()
             for c, output in enumerate(outputs):
-                target = output if output.is_contiguous() else torch.empty_like(image)
+                target = output if output.is_contiguous() else _like_image(u)
                 if skip is not None:
                     _scale(image, skip[c], target)
-                for r in range(R):
-                    x = _inner_signals(image, [T[r, c] for T in matrices], inner)[0]
-                    _apply(matrices[0][r, c], x, 0, target, add=r > 0 or skip is not None)
+                for r, (first, *_) in enumerate(parts[c]):
+                    x = _inner_signals(image, parts[c][r], inner)[0]
+                    _apply(first, x, 0, target, add=r > 0 or skip is not None)
                 if target is not output:
                     output.copy_(target)
         return y
@@ -69,37 +69,49 @@ class _Blocked(torch.autograd.Function):
         u, skip, *matrices = ctx.saved_tensors
         if double_backward.wanted():
             return double_backward.by_definition(definition, (u, skip, *matrices), grad)
-        R, C = matrices[0].shape[:2]
         grad_u = torch.empty_like(u) if ctx.needs_input_grad[0] else None
         grad_skip = torch.zeros_like(skip) if ctx.needs_input_grad[1] else None
         grad_T = [
             torch.zeros_like(T) if needed else None
             for T, needed in zip(matrices, ctx.needs_input_grad[2:], strict=True)
         ]
-        inner = [torch.empty(u.shape[1:], dtype=u.dtype, device=u.device) for _ in matrices[1:]]
-        spare = [torch.empty(u.shape[1:], dtype=u.dtype, device=u.device) for _ in range(min(2, len(inner)))]
+        D = len(matrices)
+        inner, spare = [_like_image(u) for _ in range(D - 1)], [_like_image(u) for _ in range(min(2, D))]
+        parts, transposed, outer = _parts(matrices), _parts([T.mT for T in matrices]), _parts(grad_T)
         for b, image in enumerate(u):
             image = image.contiguous()
             into = None if grad_u is None else grad_u[b]
-            target = into if into is None or into.is_contiguous() else torch.empty_like(image)
-            for c, r in itertools.product(range(C), range(R)):
-                g = grad[b, c].contiguous()
-                if r == 0 and grad_skip is not None:
-                    grad_skip[c] += (g * image).flatten(1).sum(1)
-                if r == 0 and skip is not None and target is not None:
-                    _scale(g, skip[c], target, add=c > 0)
-                parts = [T[r, c] for T in matrices]
-                signals = _inner_signals(image, parts, inner)
-                for axis, T in enumerate(parts):
-                    if grad_T[axis] is not None:
-                        _accumulate_outer(g, signals[axis], axis, grad_T[axis][r, c])
-                    if axis < len(parts) - 1:
-                        g = _apply(T.mT, g, axis, spare[axis % 2], add=False)
-                    elif target is not None:
-                        _apply(T.mT, g, axis, target, add=skip is not None or (c, r) != (0, 0))
+            target = into if into is None or into.is_contiguous() else _like_image(u)
+            for c, output_grad in enumerate(grad[b]):
+                output_grad = output_grad.contiguous()
+                if grad_skip is not None:
+                    grad_skip[c] += torch.mul(output_grad, image, out=spare[0]).flatten(1).sum(1)
+                if skip is not None and target is not None:
+                    _scale(output_grad, skip[c], target, add=c > 0)
+                for r in range(len(parts[c])):
+                    g = output_grad
+                    signals = _inner_signals(image, parts[c][r], inner)
+                    for axis in range(D):
+                        if grad_T[axis] is not None:
+                            _accumulate_outer(g, signals[axis], axis, outer[c][r][axis])
+                        if axis < D - 1:
+                            g = _apply(transposed[c][r][axis], g, axis, spare[axis % 2], add=False)
+                        elif target is not None:
+                            add = skip is not None or (c, r) != (0, 0)
+                            _apply(transposed[c][r][axis], g, axis, target, add=add)
             if target is not into:
                 into.copy_(target)
         return grad_u, grad_skip, *grad_T
+
+
+def _like_image(u: Tensor) -> Tensor:
+    return u.new_empty(u.shape[1:])
+
+
+def _parts(matrices: Sequence[Tensor | None]) -> list[list[list[Tensor | None]]]:
+    """The D matrices of each c and r, [c][r][axis], from tensors (R, C, H, n_i, n_i)."""
+    R, C = next(T.shape[:2] for T in matrices if T is not None) if any(T is not None for T in matrices) else (0, 0)
+    return [[[None if T is None else T[r, c] for T in matrices] for r in range(R)] for c in range(C)]
 
 
 def _inner_signals(image: Tensor, parts: list[Tensor], out: list[Tensor]) -> list[Tensor]:
@@ -130,6 +142,8 @@ def _accumulate_outer(g: Tensor, x: Tensor, axis: int, out: Tensor) -> None:
 
 def _slices(x: Tensor, axis: int) -> list[Tensor]:
     """The matrices of one product each: (H, rows, n) along the last axis, else (H, n, columns) for each index before it."""
+    if x.ndim == 3:
+        return [x]
     H, n = len(x), x.shape[axis + 1]
     if axis == x.ndim - 2:
         return [x.view(H, -1, n)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from s4nd.conv import ALGORITHMS, lags, separable_conv
 from s4nd.nn.deploy import FusedS4ND, fuse
 from s4nd.nn.kernels import KERNELS
+from s4nd.nn.kernels.side_by_side import alike, side_by_side
 from s4nd.nn.pooling import average_pool
 from s4nd.nn.recurrent import step
 from s4nd.ops import BACKENDS
@@ -170,8 +171,27 @@ class S4ND(nn.Module):
                 self._cache[name, axis, n] = state, compute(axis, n)
         return self._cache[name, axis, n][1]
 
+    def _all_lags(self, size: Sequence[int]) -> list[Tensor]:
+        """`kernel_lags` of every axis; where they are not cached, those of axes that are alike are computed together."""
+        first, n = self.kernels[0], size[0]
+        if (
+            torch.compiler.is_compiling()
+            or not (self.training or _needs_grad(list(self.kernels.parameters())))
+            or any(m != n for m in size)
+            or any(self.rate(i, n) != self.rate(0, n) or self.taps(i, n) != self.taps(0, n) for i in range(self.ndim))
+            or not all(alike(first, kernel) for kernel in self.kernels[1:])
+        ):
+            return [self.kernel_lags(axis, n) for axis, n in enumerate(size)]
+        kernel = side_by_side(self.kernels) if self.ndim > 1 else first
+        k = kernel(self.taps(0, n), self.rate(0, n), bandlimit=self.bandlimit, align=self.align)
+        return [self._to_lags(part, axis, n) for axis, part in enumerate(k.chunk(self.ndim, dim=1))]
+
     def _compute_lags(self, axis: int, n: int) -> Tensor:
         k = self.kernels[axis](self.taps(axis, n), self.rate(axis, n), bandlimit=self.bandlimit, align=self.align)
+        return self._to_lags(k, axis, n)
+
+    def _to_lags(self, k: Tensor, axis: int, n: int) -> Tensor:
+        """From the kernels of an axis (copies, H, taps)."""
         k = k.unflatten(0, (2 if self.bidirectional[axis] else 1, self.rank, -1))  # (directions, R, C, H, L)
         return lags(k[0], k[1] if self.bidirectional[axis] else None, n, self.align)
 
@@ -185,7 +205,7 @@ class S4ND(nn.Module):
         _check_windows(u.shape[2:], self.pool)
         if not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()):
             self._last_grid = tuple(u.shape[2:])
-        kernels = [self.kernel_lags(axis, n) for axis, n in enumerate(u.shape[2:])]
+        kernels = self._all_lags(u.shape[2:])
         y = separable_conv(u, kernels, self.D, algorithm=self.algorithm)
         return average_pool(self._outputs(y), self.pool)
 

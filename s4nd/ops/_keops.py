@@ -9,6 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from s4nd.ops import pairs
+
 
 @cache
 def _lazy_tensor() -> type:
@@ -40,9 +42,11 @@ def vandermonde_keops(v: Tensor, x: Tensor, L: int) -> Tensor:
     return 2 * terms.sum(dim=3)[..., 0]
 
 
-def cauchy_keops(v: Tensor, w: Tensor, z: Tensor) -> Tensor:
+def cauchy_keops(u: Tensor, v: Tensor, w: Tensor, z: Tensor) -> Tensor:
     """`cauchy_definition` as a KeOps reduction over n; same arguments and result."""
     LazyTensor = _lazy_tensor()
+    rows, columns = len(u), len(v)
+    v = pairs.mul(u[:, None], v[None]).flatten(0, 1)
     z = LazyTensor(z.expand(*v.shape[:2], *z.shape)[:, :, :, None].contiguous())  # (C, H, M, 1, 2)
     v, w = (LazyTensor(t.contiguous()[:, :, None]) for t in (v, w.expand_as(v)))  # (C, H, 1, N, 2)
     # A pair's term is 2 (Re v s - Im v b) / (s^2 + b^2) with s = z - a, w = a + ib.
@@ -51,4 +55,4 @@ def cauchy_keops(v: Tensor, w: Tensor, z: Tensor) -> Tensor:
     low_re, low_im = a * a - b * b + w[1] * w[1], 2 * a * b
     re, im = top_re * low_re + top_im * low_im, top_im * low_re - top_re * low_im
     terms = re.concat(im) * (2 / (low_re * low_re + low_im * low_im))
-    return terms.sum(dim=3)
+    return terms.sum(dim=3).unflatten(0, (rows, columns))

@@ -15,9 +15,10 @@ def vandermonde(v: Tensor, x: Tensor, L: int, *, backend: str = "auto") -> Tenso
     return _select(backend, "vandermonde", vandermonde_torch)(v, x, L)
 
 
-def cauchy(v: Tensor, w: Tensor, z: Tensor, *, backend: str = "auto") -> Tensor:
-    """sum_n v_n / (z - w_n) + conj: v (C, H, N, 2), w (H, N, 2), z (M, 2) -> (C, H, M, 2). See ops/cauchy.py."""
-    return _select(backend, "cauchy", cauchy_torch)(v, w, z)
+def cauchy(u: Tensor, v: Tensor, w: Tensor, z: Tensor, *, backend: str = "auto") -> Tensor:
+    """sum_n u_in v_jn / (z - w_n) + conj: u (I, H, N, 2), v (J, H, N, 2), w (H, N, 2), z (M, 2) -> (I, J, H, M, 2). See
+    ops/cauchy.py."""
+    return _select(backend, "cauchy", cauchy_torch)(u, v, w, z)
 
 
 def _select(backend: str, name: str, torch_form: Callable) -> Callable:

@@ -48,7 +48,8 @@ def exp(x: Tensor) -> Tensor:
 def expm1(x: Tensor) -> Tensor:
     """e^x - 1, without cancellation where x is small: e^a cos b - 1 = (e^a - 1) cos b - 2 sin^2(b/2)."""
     re, im = (part.contiguous() for part in x.unbind(-1))
-    return pair(torch.expm1(re) * torch.cos(im) - 2 * torch.sin(im / 2).square(), torch.exp(re) * torch.sin(im))
+    half, minus_1 = torch.sin(im / 2), torch.expm1(re)
+    return pair(minus_1 * torch.cos(im) - 2 * half * half, (minus_1 + 1) * torch.sin(im))
 
 
 class _Exp(torch.autograd.Function):

@@ -32,10 +32,10 @@ class _Phi1(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         z, minus_1 = pairs.view(x), pairs.view(pairs.expm1(x))
-        small = _is_small(z.real.square() + z.imag.square())
+        small = _is_small(x.square().sum(-1))
         safe = torch.where(small, 1, z)
-        phi = torch.where(small, 1 + z * (1 / 2 + z * (1 / 6 + z / 24)), minus_1 / safe)
-        slope = torch.where(small, 1 / 2 + z * (1 / 3 + z * (1 / 8 + z / 30)), (minus_1 - phi + 1) / safe)
+        phi = torch.where(small, _series(z, 1, 1 / 2, 1 / 6, 1 / 24), minus_1 / safe)
+        slope = torch.where(small, _series(z, 1 / 2, 1 / 3, 1 / 8, 1 / 30), (minus_1 - phi + 1) / safe)
         return torch.view_as_real(phi), torch.view_as_real(slope)
 
     @staticmethod
@@ -52,6 +52,15 @@ class _Phi1(torch.autograd.Function):
         if double_backward.wanted():
             return double_backward.by_definition(definition, (x,), grad)[0]
         return pairs.mul(grad, pairs.conj(slope))
+
+
+def _series(z: Tensor, *coefficients: float) -> Tensor:
+    """sum_k c_k z^k."""
+    *rest, last = coefficients
+    total = last * z
+    for c in reversed(rest[1:]):
+        total = total.add_(c).mul_(z)
+    return total.add_(rest[0])
 
 
 def _is_small(square: Tensor) -> Tensor:

@@ -32,5 +32,6 @@ def diagonal_kernel(log_a: Tensor, v: Tensor, L: int, *, align: str = "edge", ba
     k0 = 2 * v[..., 0].sum(-1, keepdim=True)
     if L == 1:
         return k0
-    v = pairs.mul(v, pairs.exp(log_a) + pairs.exp(2 * log_a))
+    a = pairs.exp(log_a)
+    v = pairs.mul(v, a + pairs.mul(a, a))
     return torch.cat([k0, vandermonde(v, 2 * log_a, L - 1, backend=backend)], dim=-1)

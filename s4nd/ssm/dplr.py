@@ -65,24 +65,25 @@ def dplr_kernel(
     one = pairs.pair(torch.ones_like(j), torch.zeros_like(j))
     z = pairs.div(2 * (one - w), one + w)
     response = _woodbury(dt, Lambda, P, B, C, z, backend)
-    spectrum = pairs.mul(response, pairs.div(one, one + w)) * (2 * dt[:, None, None])
-    rescaled = torch.fft.irfft(torch.complex(*spectrum.unbind(-1)), n=M)[..., :L]
-    return rescaled * torch.exp(-log_rho * torch.arange(L, dtype=dt.dtype, device=dt.device))
+    spectrum = pairs.mul(response, pairs.div(2 * one, one + w))
+    spectrum = pairs.view(spectrum) if pairs.complex_views(spectrum) else torch.complex(*spectrum.unbind(-1))
+    lift = torch.exp(-log_rho * torch.arange(L, dtype=dt.dtype, device=dt.device))
+    return torch.fft.irfft(spectrum, n=M)[..., :L] * (dt[:, None] * lift)
 
 
 def _woodbury(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, z: Tensor, backend: str) -> Tensor:
     """C (z - dt Lambda + dt P P^*)^-1 B for every node: (C, H, M, 2).
 
-    Gaussian elimination of the R low-rank rows from [[C S B, C S P], [P^* S B, 1/dt + P^* S P]], S = (z - dt Lambda)^-1.
+    Gaussian elimination of the R low-rank rows, the last one first, from [[C S B, C S P], [P^* S B, 1/dt + P^* S P]] with
+    S = (z - dt Lambda)^-1.
     No pivoting is needed: Re z > 0 and Re Lambda <= 0 give every pivot a positive real part.
     """
-    n, R = C.shape[0], P.shape[0]
+    R = len(P)
     rows = torch.cat([C, pairs.conj(P)])  # (C+R, H, N, 2)
     columns = torch.cat([B[None], P])  # (1+R, H, N, 2)
-    v = pairs.mul(rows[:, None], columns[None]).flatten(0, 1)
-    K = cauchy(v, dt[:, None, None] * Lambda, z, backend=backend).unflatten(0, (n + R, 1 + R))  # (C+R, 1+R, H, M, 2)
+    K = cauchy(rows, columns, dt[:, None, None] * Lambda, z, backend=backend)  # (C+R, 1+R, H, M, 2)
     inverse_dt = pairs.pair(1 / dt, torch.zeros_like(dt))[:, None]  # (H, 1, 2)
-    for r in range(R):
-        pivot = K[n + r, 1 + r] + inverse_dt
-        K = K - pairs.mul(K[:, 1 + r, None], pairs.div(K[n + r], pivot)[None])
-    return K[:n, 0]
+    for _ in range(R):
+        *_, last = K
+        K = K[:-1, :-1] - pairs.mul(K[:-1, -1:], pairs.div(last[:-1], last[-1] + inverse_dt)[None])
+    return K[:, 0]

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from s4nd.ops import cauchy, vandermonde
+from s4nd.ops import blocks, cauchy, vandermonde
 from s4nd.ops.cauchy import cauchy_definition, cauchy_torch
 from s4nd.ops.vandermonde import vandermonde_definition, vandermonde_torch
 
@@ -43,23 +43,29 @@ def test_vandermonde_gradients_of_first_and_second_order(form, L):
     assert torch.autograd.gradgradcheck(lambda v, x: form(v, x, L), (v, x))
 
 
-@pytest.mark.parametrize("M", [1, 4, 9])
-def test_cauchy_as_matrix_product_equals_definition(M):
+def cauchy_arguments(M: int):
+    """Rows, columns and poles of 3 heads, and M nodes."""
     torch.manual_seed(0)
-    v, w = torch.randn(2, 3, 5, 2, dtype=F64), poles(3, 5)
+    u, v = torch.randn(3, 3, 5, 2, dtype=F64), torch.randn(2, 3, 5, 2, dtype=F64)
     z = torch.stack([0.1 + torch.rand(M, dtype=F64), torch.randn(M, dtype=F64)], dim=-1)
-    expected = cauchy_definition(v, w, z)
-    torch.testing.assert_close(cauchy_torch(v, w, z), expected, rtol=0, atol=1e-13 * expected.abs().max())
+    return u.requires_grad_(), v.requires_grad_(), poles(3, 5).requires_grad_(), z
+
+
+@pytest.mark.parametrize("elements", [1, 2**17])  # a block for each head, one block
+@pytest.mark.parametrize("M", [1, 4, 9])
+def test_cauchy_in_blocks_equals_definition(monkeypatch, M, elements):
+    monkeypatch.setattr(blocks, "ELEMENTS", elements)
+    arguments = cauchy_arguments(M)
+    expected = cauchy_definition(*arguments).detach()
+    torch.testing.assert_close(cauchy_torch(*arguments), expected, rtol=0, atol=1e-13 * expected.abs().max())
 
 
 @pytest.mark.parametrize("form", [cauchy_torch, cauchy_definition])
 def test_cauchy_gradients_of_first_and_second_order(form):
-    """In the weights and the poles: the nodes are constants."""
-    torch.manual_seed(0)
-    v, w = torch.randn(2, 2, 3, 2, dtype=F64, requires_grad=True), poles(2, 3).requires_grad_()
-    z = torch.tensor([[0.5, 1.0], [1.0, -2.0]], dtype=F64)
-    assert torch.autograd.gradcheck(lambda v, w: form(v, w, z), (v, w))
-    assert torch.autograd.gradgradcheck(lambda v, w: form(v, w, z), (v, w))
+    """In the rows, the columns and the poles: the nodes are constants."""
+    *leaves, z = cauchy_arguments(2)
+    assert torch.autograd.gradcheck(lambda u, v, w: form(u, v, w, z), leaves)
+    assert torch.autograd.gradgradcheck(lambda u, v, w: form(u, v, w, z), leaves, fast_mode=True)
 
 
 def test_unknown_backend_is_refused_with_the_known_ones():
@@ -75,20 +81,21 @@ def test_keops_that_cannot_run_raises_with_the_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "pykeops.torch", None)
     _keops._lazy_tensor.cache_clear()
     with pytest.raises(RuntimeError, match=r"backend='keops' cannot run here.*pip install"):
-        cauchy(torch.randn(1, 1, 2, 2), poles(1, 2), torch.ones(1, 2), backend="keops")
+        cauchy(torch.randn(1, 1, 2, 2), torch.randn(1, 1, 2, 2), poles(1, 2), torch.ones(1, 2), backend="keops")
     _keops._lazy_tensor.cache_clear()
 
 
 @pytest.mark.filterwarnings("default")  # of pykeops
 def test_keops_equals_definition_with_gradients():
     pytest.importorskip("pykeops", reason="needs the extra: pip install 's4nd[keops]'")
-    torch.manual_seed(0)
-    v, x = torch.randn(2, 3, 5, 2, dtype=F64, requires_grad=True), poles(3, 5).requires_grad_()
-    z = torch.stack([0.1 + torch.rand(7, dtype=F64), torch.randn(7, dtype=F64)], dim=-1)
-    for form, definition, last in ((vandermonde, vandermonde_definition, 7), (cauchy, cauchy_definition, z)):
-        expected = definition(v, x, last)
+    u, v, x, z = cauchy_arguments(7)
+    for form, definition, leaves, last in (
+        (vandermonde, vandermonde_definition, (u, x), 7),
+        (cauchy, cauchy_definition, (u, v, x), z),
+    ):
+        expected = definition(*leaves, last)
         probe = torch.randn_like(expected)
-        got = form(v, x, last, backend="keops")
+        got = form(*leaves, last, backend="keops")
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 * expected.detach().abs().max())
-        for g, e in zip(*(torch.autograd.grad((y * probe).sum(), (v, x)) for y in (got, expected)), strict=True):
+        for g, e in zip(*(torch.autograd.grad((y * probe).sum(), leaves) for y in (got, expected)), strict=True):
             torch.testing.assert_close(g, e, rtol=0, atol=1e-11 * e.abs().max())

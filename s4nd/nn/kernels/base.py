@@ -37,6 +37,8 @@ class SSMKernel(nn.Module):
     real = False  # N real modes instead of N/2 complex ones; C is then real
     needs_length = False  # the state-space model depends on the axis's length
 
+    axes = 1  # of which a layer computes the kernels together, see side_by_side.py
+
     def __init__(
         self,
         d_model: int,
@@ -125,8 +127,10 @@ class SSMKernel(nn.Module):
 
     def per_head(self, x: Tensor) -> Tensor:
         """(..., S, N/2, 2) -> (..., H, N/2, 2)."""
-        repeats = self.d_model // self.n_ssm
-        return x.unsqueeze(-4).expand(*x.shape[:-3], repeats, *x.shape[-3:]).flatten(-4, -3)  # no copy if S is 1 or H
+        lead, tail = x.shape[:-3], x.shape[-2:]
+        x = x.reshape(*lead, self.axes, 1, self.n_ssm // self.axes, *tail)
+        x = x.expand(*lead, self.axes, self.d_model // self.n_ssm, -1, *tail)
+        return x.flatten(-5, -3)  # no copy if S is 1 or H
 
     def readout(self) -> Tensor:
         """(C, H, N/2, 2)."""
