@@ -1,21 +1,21 @@
-"""All axes of a convolution image by image, each image in the cache from its first product to its last: the form for CPUs.
+"""All axes of a convolution block by block, a block of heads of one image at a time: the form for CPUs.
 
 A batched product over all images would have to copy the signal, to put the heads first, or the matrices, once per image; and
-it would move the whole signal through memory once per axis. Here every product is batched over the heads of one image, reads
-and writes it where it lies, and the skip is added in passing. The backward pass computes the inner signals again, in the cache,
-instead of storing them.
+it would move the whole signal through memory once per axis. Here every product is batched over the heads of a block, reads
+and writes it where it lies, and the skip is added in passing: a block stays in the cache from its first product to its last.
+The backward pass computes the inner signals again, in the cache, instead of storing them.
 
-Shapes: R rank, C kernels per head, B batch, H heads, n_i samples along axis i; an image is (H, n_1, ..., n_D).
+Shapes: R rank, C kernels per head, B batch, H heads, n_i samples along axis i; a block is (h, n_1, ..., n_D), h of the heads.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from s4nd.ops import double_backward
-
+from s4nd.ops.blocks import head_blocks
 
 def blocked_conv(u: Tensor, matrices: Sequence[Tensor], skip: Tensor | None = None) -> Tensor:
     """y = sum_r T_r^(1) ... T_r^(D) u + skip u.
@@ -45,19 +45,21 @@ class _Blocked(torch.autograd.Function):
     def forward(u: Tensor, skip: Tensor | None, *matrices: Tensor) -> Tensor:
         C = matrices[0].shape[1]
         y = torch.empty_like(u)[:, None] if C == 1 else u.new_empty(len(u), C, *u.shape[1:])
-        inner = [_like_image(u) for _ in matrices[1:]]
-        parts = _parts(matrices)
-        for image, outputs in zip(u, y, strict=True):
-            image = image.contiguous()
-            for c, output in enumerate(outputs):
-                target = output if output.is_contiguous() else _like_image(u)
-                if skip is not None:
-                    _scale(image, skip[c], target)
-                for r, (first, *_) in enumerate(parts[c]):
-                    x = _inner_signals(image, parts[c][r], inner)[0]
-                    _apply(first, x, 0, target, add=r > 0 or skip is not None)
-                if target is not output:
-                    output.copy_(target)
+        for heads in _blocks(u):
+            parts = _parts(matrices, heads)
+            factors = None if skip is None else _factors(skip[:, heads], u.ndim - 2)
+            inner = [_like_block(u, heads) for _ in matrices[1:]]
+            for block, outputs in zip(u[:, heads], y[:, :, heads], strict=True):
+                block = block.contiguous()
+                for c, output in enumerate(outputs):
+                    target = output if output.is_contiguous() else _like_block(u, heads)
+                    if factors is not None:
+                        torch.mul(block, factors[c], out=target)
+                    for r, T in enumerate(parts[c]):
+                        x = _inner_signals(block, T, inner)[0]
+                        _apply(T[0], x, 0, target, add=r > 0 or factors is not None)
+                    if target is not output:
+                        output.copy_(target)
         return y
 
     @staticmethod
@@ -69,90 +71,110 @@ class _Blocked(torch.autograd.Function):
         u, skip, *matrices = ctx.saved_tensors
         if double_backward.wanted():
             return double_backward.by_definition(definition, (u, skip, *matrices), grad)
-        grad_u = torch.empty_like(u) if ctx.needs_input_grad[0] else None
-        grad_skip = torch.zeros_like(skip) if ctx.needs_input_grad[1] else None
-        grad_T = [
-            torch.zeros_like(T) if needed else None
-            for T, needed in zip(matrices, ctx.needs_input_grad[2:], strict=True)
+        grads = [
+            None if not needed else torch.empty_like(x) if i == 0 else torch.zeros_like(x)
+            for i, (x, needed) in enumerate(zip((u, skip, *matrices), ctx.needs_input_grad, strict=True))
         ]
-        D = len(matrices)
-        inner, spare = [_like_image(u) for _ in range(D - 1)], [_like_image(u) for _ in range(min(2, D))]
-        parts, transposed, outer = _parts(matrices), _parts([T.mT for T in matrices]), _parts(grad_T)
-        for b, image in enumerate(u):
-            image = image.contiguous()
-            into = None if grad_u is None else grad_u[b]
-            target = into if into is None or into.is_contiguous() else _like_image(u)
-            for c, output_grad in enumerate(grad[b]):
-                output_grad = output_grad.contiguous()
-                if grad_skip is not None:
-                    grad_skip[c] += torch.mul(output_grad, image, out=spare[0]).flatten(1).sum(1)
-                if skip is not None and target is not None:
-                    _scale(output_grad, skip[c], target, add=c > 0)
-                for r in range(len(parts[c])):
-                    g = output_grad
-                    signals = _inner_signals(image, parts[c][r], inner)
-                    for axis in range(D):
-                        if grad_T[axis] is not None:
-                            _accumulate_outer(g, signals[axis], axis, outer[c][r][axis])
-                        if axis < D - 1:
-                            g = _apply(transposed[c][r][axis], g, axis, spare[axis % 2], add=False)
-                        elif target is not None:
-                            add = skip is not None or (c, r) != (0, 0)
-                            _apply(transposed[c][r][axis], g, axis, target, add=add)
-            if target is not into:
-                into.copy_(target)
-        return grad_u, grad_skip, *grad_T
+        for heads in _blocks(u):
+            _block_backward(heads, u, skip, matrices, grad, *grads)
+        return tuple(grads)
 
 
-def _like_image(u: Tensor) -> Tensor:
-    return u.new_empty(u.shape[1:])
+def _block_backward(
+    heads: slice,
+    u: Tensor,
+    skip: Tensor | None,
+    matrices: list[Tensor],
+    grad: Tensor,
+    grad_u: Tensor | None,
+    grad_skip: Tensor | None,
+    *grad_T: Tensor | None,
+) -> None:
+    """Write grad_u, and add to grad_skip and grad_T, what belongs to these heads; None for what is not wanted."""
+    D = len(matrices)
+    inner = [_like_block(u, heads) for _ in range(D - 1)]
+    spare = [_like_block(u, heads) for _ in range(min(2, D))]
+    parts, outer = _parts(matrices, heads), _parts(grad_T, heads)
+    transposed = _parts([T.mT for T in matrices], heads)
+    factors = None if skip is None else _factors(skip[:, heads], D)
+    for b, block in enumerate(u[:, heads]):
+        block = block.contiguous()
+        into = None if grad_u is None else grad_u[b, heads]
+        target = into if into is None or into.is_contiguous() else _like_block(u, heads)
+        for c, output_grad in enumerate(grad[b, :, heads]):
+            output_grad = output_grad.contiguous()
+            if grad_skip is not None:
+                grad_skip[c, heads] += torch.mul(output_grad, block, out=spare[0]).flatten(1).sum(1)
+            if factors is not None and target is not None:
+                target.addcmul_(output_grad, factors[c]) if c else torch.mul(output_grad, factors[c], out=target)
+            for r, T in enumerate(parts[c]):
+                g, signals = output_grad, _inner_signals(block, T, inner)
+                for axis in range(D):
+                    if grad_T[axis] is not None:
+                        _accumulate_outer(g, signals[axis], axis, outer[c][r][axis])
+                    if axis < D - 1:
+                        g = _apply(transposed[c][r][axis], g, axis, spare[axis % 2], add=False)
+                    elif target is not None:
+                        _apply(transposed[c][r][axis], g, axis, target, add=skip is not None or (c, r) != (0, 0))
+        if target is not into:
+            into.copy_(target)
 
 
-def _parts(matrices: Sequence[Tensor | None]) -> list[list[list[Tensor | None]]]:
+def _blocks(u: Tensor) -> Iterator[slice]:
+    return head_blocks(u.shape[1], u[0, 0].numel(), u.device)
+
+
+def _like_block(u: Tensor, heads: slice) -> Tensor:
+    return u.new_empty(u[0, heads].shape)
+
+
+def _factors(skip: Tensor, D: int) -> Tensor:
+    return skip.reshape(*skip.shape, *([1] * D))
+
+
+def _parts(matrices: Sequence[Tensor | None], heads: slice) -> list[list[list[Tensor | None]]]:
     """The D matrices of each c and r, [c][r][axis], from tensors (R, C, H, n_i, n_i)."""
-    R, C = next(T.shape[:2] for T in matrices if T is not None) if any(T is not None for T in matrices) else (0, 0)
-    return [[[None if T is None else T[r, c] for T in matrices] for r in range(R)] for c in range(C)]
+    R, C = next((T.shape[:2] for T in matrices if T is not None), (0, 0))
+    return [[[None if T is None else T[r, c, heads] for T in matrices] for r in range(R)] for c in range(C)]
 
 
-def _inner_signals(image: Tensor, parts: list[Tensor], out: list[Tensor]) -> list[Tensor]:
-    """What the product along each axis is applied to: the image, last, and before it the products of all later axes."""
-    signals = [image]
+def _inner_signals(block: Tensor, parts: list[Tensor], out: list[Tensor]) -> list[Tensor]:
+    """What the product along each axis is applied to: the block, last, and before it the products of all later axes."""
+    signals = [block]
     for axis in range(len(parts) - 1, 0, -1):
         signals.insert(0, _apply(parts[axis], signals[0], axis, out[axis - 1], add=False))
     return signals
 
 
 def _apply(T: Tensor, x: Tensor, axis: int, out: Tensor, *, add: bool) -> Tensor:
-    """T (H, n, n) along an axis of x (H, n_1, ..., n_D), written to or added to `out`."""
-    for left, target in zip(_slices(x, axis), _slices(out, axis), strict=True):
-        pair = (left, T.mT) if axis == x.ndim - 2 else (T, left)
-        if add:
-            torch.baddbmm(target, *pair, out=target)
-        else:
-            torch.bmm(*pair, out=target)
+    """T (h, n, n) along an axis of x (h, n_1, ..., n_D), written to or added to `out`."""
+    if 0 < axis < x.ndim - 2:
+        product = torch.bmm(T, _columns(x, axis)).unflatten(-1, (-1, math.prod(x.shape[axis + 2 :]))).transpose(1, 2)
+        target = out.view(product.shape)
+        return (target.add_(product) if add else target.copy_(product)).view(x.shape)
+    last = axis == x.ndim - 2
+    target, pair = (_rows(out), (_rows(x), T.mT)) if last else (_columns(out, 0), (T, _columns(x, 0)))
+    if add:
+        torch.baddbmm(target, *pair, out=target)
+    else:
+        torch.bmm(*pair, out=target)
     return out
 
 
 def _accumulate_outer(g: Tensor, x: Tensor, axis: int, out: Tensor) -> None:
-    """out[t, s] += sum over the other axes of g[t] x[s]: (H, n, n)."""
-    for left, right in zip(_slices(g, axis), _slices(x, axis), strict=True):
-        pair = (left.mT, right) if axis == x.ndim - 2 else (left, right.mT)
-        torch.baddbmm(out, *pair, out=out)
+    """out[t, s] += sum over the other axes of g[t] x[s]: (h, n, n)."""
+    last = axis == x.ndim - 2
+    pair = (_rows(g).mT, _rows(x)) if last else (_columns(g, axis), _columns(x, axis).mT)
+    torch.baddbmm(out, *pair, out=out)
 
 
-def _slices(x: Tensor, axis: int) -> list[Tensor]:
-    """The matrices of one product each: (H, rows, n) along the last axis, else (H, n, columns) for each index before it."""
-    if x.ndim == 3:
-        return [x]
-    H, n = len(x), x.shape[axis + 1]
-    if axis == x.ndim - 2:
-        return [x.view(H, -1, n)]
-    return list(x.view(H, math.prod(x.shape[1 : axis + 1]), n, -1).unbind(1))
+def _rows(x: Tensor) -> Tensor:
+    """(h, all other axes, n_D), a view."""
+    return x.view(len(x), -1, x.shape[-1])
 
 
-def _scale(x: Tensor, factor: Tensor, out: Tensor, *, add: bool = False) -> None:
-    factor = factor.view(-1, *([1] * (x.ndim - 1)))
-    if add:
-        out.addcmul_(x, factor)
-    else:
-        torch.mul(x, factor, out=out)
+def _columns(x: Tensor, axis: int) -> Tensor:
+    """(h, n, all other axes) for an axis but the last: a view for the first axis. For one between others a copy, which costs
+    less than a product for each index before it."""
+    h, n = len(x), x.shape[axis + 1]
+    return x.view(h, math.prod(x.shape[1 : axis + 1]), n, -1).transpose(1, 2).flatten(2)
