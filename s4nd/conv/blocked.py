@@ -17,6 +17,7 @@ from torch import Tensor
 from s4nd.ops import double_backward
 from s4nd.ops.blocks import head_blocks
 
+
 def blocked_conv(u: Tensor, matrices: Sequence[Tensor], skip: Tensor | None = None) -> Tensor:
     """y = sum_r T_r^(1) ... T_r^(D) u + skip u.
 

@@ -34,6 +34,12 @@ def kronecker_conv(u: Tensor, matrices: Sequence[Tensor], skip: Tensor | None = 
     return (_KroneckerConv.apply if blocks else definition)(u, skip, *matrices)
 
 
+def matrix_conv(u: Tensor, K: Tensor) -> Tensor:
+    """y = K u with the whole matrix at hand: u (B, H, n_1, ..., n_D), K (C, H, n, n) -> (B, C, H, n_1, ..., n_D)."""
+    rows = _rows(u)
+    return torch.stack([torch.bmm(rows, K_c.mT).transpose(0, 1) for K_c in K], dim=1).unflatten(-1, u.shape[2:])
+
+
 def definition(u: Tensor, skip: Tensor | None, *matrices: Tensor) -> Tensor:
     """The same with the matrices of all heads at once."""
     y = torch.einsum("bhs,chts->bcht", u.flatten(2), reduce(kronecker, matrices).sum(0)).unflatten(-1, u.shape[2:])
@@ -51,7 +57,7 @@ class _KroneckerConv(torch.autograd.Function):
         C = matrices[0].shape[1]
         y = torch.empty_like(u)[:, None] if C == 1 else u.new_empty(len(u), C, *u.shape[1:])
         for heads in _blocks(matrices):
-            K = _one_matrix([T[:, :, heads] for T in matrices], None if skip is None else skip[:, heads])
+            K = one_matrix([T[:, :, heads] for T in matrices], None if skip is None else skip[:, heads])
             rows = _rows(u[:, heads])
             for c, K_c in enumerate(K):
                 y[:, c, heads] = torch.bmm(rows, K_c.mT).transpose(0, 1).unflatten(-1, u.shape[2:])
@@ -74,7 +80,7 @@ class _KroneckerConv(torch.autograd.Function):
             parts = [T[:, :, heads] for T in matrices]
             grads = [_rows(grad[:, c, heads]) for c in range(grad.shape[1])]  # (h, B, n)
             if of_u:
-                K = _one_matrix(parts, None if skip is None else skip[:, heads])
+                K = one_matrix(parts, None if skip is None else skip[:, heads])
                 total = torch.bmm(grads[0], K[0])
                 for g, K_c in zip(grads[1:], K[1:], strict=True):
                     total.baddbmm_(g, K_c)
@@ -104,12 +110,12 @@ def _rows(u: Tensor) -> Tensor:
     return u.flatten(2).transpose(0, 1).contiguous()
 
 
-def _one_matrix(parts: list[Tensor], skip: Tensor | None) -> Tensor:
-    """sum_r T_r^(1) x ... x T_r^(D) + skip: (C, h, n, n)."""
-    K = reduce(kronecker, parts)
+def one_matrix(matrices: Sequence[Tensor], skip: Tensor | None = None) -> Tensor:
+    """sum_r T_r^(1) x ... x T_r^(D) + skip: D tensors (R, C, h, n_i, n_i), (C, h) -> (C, h, n, n)."""
+    K = reduce(kronecker, matrices)
     K = K.view(K.shape[1:]) if len(K) == 1 else K.sum(0)
     if skip is not None:
-        K = K.clone() if len(parts) == 1 else K
+        K = K.clone() if len(matrices) == 1 else K
         K.diagonal(dim1=-2, dim2=-1).add_(skip[..., None])
     return K
 

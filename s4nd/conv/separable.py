@@ -7,27 +7,28 @@ Shapes: B batch, H heads, R rank, C kernels per head, n_i samples along axis i.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from s4nd.conv.blocked import blocked_conv
 from s4nd.conv.fft import fft_conv
-from s4nd.conv.kronecker import kronecker_conv
+from s4nd.conv.kronecker import kronecker_conv, matrix_conv, one_matrix
 from s4nd.conv.toeplitz import toeplitz_conv, toeplitz_matrix
 
 ALGORITHMS = ("toeplitz", "fft", "kronecker")
 ALONG_AXIS = {"toeplitz": toeplitz_conv, "fft": fft_conv}
 
-# An axis of n samples takes the matrix product up to SHORT_AXIS, and up to LONG_AXIS if at least n rows (images times the
-# other axes) share the n x n matrix, which costs as much to build as n rows to multiply. Measured on two CPU cores, forward
-# and backward: the FFT is 7 times faster at n = 128 with 8 rows, the matrix 2.4 times at n = 192 with 384.
-SHORT_AXIS, LONG_AXIS = 64, 256
-# Grids of at most ONE_MATRIX samples take one matrix for all axes if at least ONE_MATRIX_IMAGES share it.
-ONE_MATRIX, ONE_MATRIX_IMAGES = 64, 16
-# Multiplications for one image above which a CPU gains by taking the images one by one: below, starting a product costs
-# more than the copies that it spares.
+# All limits were measured on two CPU cores, forward and backward. An axis of n samples takes the matrix product up to
+# SHORT_AXIS, and up to LONG_AXIS if enough rows (images times the other axes) share the n x n matrix, which costs as much to
+# build as n rows to multiply. With several axes the matrix products stay in the cache together, and n / 4 rows are enough.
+SHORT_AXIS, LONG_AXIS = 32, 256
+# Grids of at most ONE_MATRIX samples take one matrix for all axes if so many images share it, or share it once it is built.
+ONE_MATRIX, IMAGES_TO_BUILD, IMAGES_TO_USE = 64, 16, 4
+# Multiplications for one image above which a CPU gains by taking blocks one by one: below, starting a product costs more than
+# the copies that it spares.
 BLOCK_WORK = 2**19
 
 
@@ -46,17 +47,39 @@ def separable_conv(
     Returns:
         (B, C, H, n_1, ..., n_D).
     """
+    return _convolution(u, kernels, skip, algorithm, IMAGES_TO_BUILD)(u)
+
+
+def prepared_conv(
+    u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None = None, *, algorithm: str = "auto"
+) -> Callable[[Tensor], Tensor]:
+    """`separable_conv` as a function of signals like u (axes, dtype, device), with what depends on the kernels alone computed
+    once; the kernels get no gradient from it."""
+    with torch.no_grad():
+        convolution = _convolution(u, kernels, skip, algorithm, IMAGES_TO_USE)
+        if convolution.func is kronecker_conv:
+            return partial(matrix_conv, K=one_matrix(**convolution.keywords))
+        return convolution
+
+
+def _convolution(
+    u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, algorithm: str, images: int
+) -> Callable[[Tensor], Tensor]:
     if len(kernels) != u.ndim - 2:
         raise ValueError(f"need a kernel per axis of u (B, H, *axes) = {tuple(u.shape)}, got {len(kernels)} kernels")
     if algorithm != "auto" and algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be auto or one of {sorted(ALGORITHMS)}, got {algorithm!r}")
     if algorithm == "auto" and torch.compiler.is_exporting():
         algorithm = "toeplitz"  # a choice by size would bind the exported program to sizes like this one's
-    if algorithm == "kronecker" or (algorithm == "auto" and _is_tiny(u)):
-        return kronecker_conv(u, _matrices(kernels, u), _cast(skip, u))
+    if algorithm == "kronecker" or (algorithm == "auto" and _is_tiny(u) and len(u) >= images):
+        return partial(kronecker_conv, matrices=_matrices(kernels, u), skip=_cast(skip, u))
     along = [_cheapest(u, axis) if algorithm == "auto" else algorithm for axis in range(2, u.ndim)]
-    if "fft" not in along and _image_by_image(u):
-        return blocked_conv(u, _matrices(kernels, u), _cast(skip, u))
+    if "fft" not in along and _in_blocks(u):
+        return partial(blocked_conv, matrices=_matrices(kernels, u), skip=_cast(skip, u))
+    return partial(_axis_by_axis, kernels=kernels, skip=skip, along=along)
+
+
+def _axis_by_axis(u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, along: Sequence[str]) -> Tensor:
     y = u[None, None]  # (R, C, B, H, *axes)
     for axis in range(-1, -len(kernels) - 1, -1):
         y = ALONG_AXIS[along[axis]](y, kernels[axis], axis)
@@ -78,16 +101,16 @@ def _cast(skip: Tensor | None, u: Tensor) -> Tensor | None:
 
 def _cheapest(u: Tensor, axis: int) -> str:
     n = u.shape[axis]
-    rows = u.numel() // (u.shape[1] * n)
+    rows = u.numel() // (u.shape[1] * n) * (1 if u.ndim == 3 else 4)
     return "fft" if n > max(SHORT_AXIS, min(rows, LONG_AXIS)) else "toeplitz"
 
 
 def _is_tiny(u: Tensor) -> bool:
-    return u.ndim > 3 and math.prod(u.shape[2:]) <= ONE_MATRIX and len(u) >= ONE_MATRIX_IMAGES
+    return u.ndim > 3 and math.prod(u.shape[2:]) <= ONE_MATRIX
 
 
-def _image_by_image(u: Tensor) -> bool:
-    """Whether all axes are taken within one image before the next: on a CPU, unless something else is to see the products."""
+def _in_blocks(u: Tensor) -> bool:
+    """Whether all axes are taken within a block before the next: on a CPU, unless something else is to see the products."""
     if u.ndim < 4 or u.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     return u[0].numel() * max(u.shape[2:]) > BLOCK_WORK

@@ -25,7 +25,7 @@ def step(layer: S4ND, u: Tensor, state: Tensor | None, n: int | None) -> tuple[T
     """See S4ND.step."""
     axis = _stepped_axis(layer)
     _check(layer, axis, u, n)
-    recurrence = layer._cached("step", axis, n, lambda axis, n: _recurrence(layer, axis, n))
+    recurrence = layer._cached(("step", axis, n), layer.kernels[axis], lambda: _recurrence(layer, axis, n))
     x = recurrence.zero_state(u) if state is None else state
     if x.shape != (*u.shape, recurrence.N):
         raise ValueError(f"step needs a state (*u.shape, N) = {(*u.shape, recurrence.N)}, got {tuple(x.shape)}")

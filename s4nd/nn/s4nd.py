@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s4nd.conv import ALGORITHMS, lags, separable_conv
+from s4nd.conv import ALGORITHMS, lags, prepared_conv, separable_conv
 from s4nd.nn.deploy import FusedS4ND, fuse
 from s4nd.nn.kernels import KERNELS
 from s4nd.nn.kernels.side_by_side import alike, side_by_side
@@ -23,6 +23,9 @@ from s4nd.nn.pooling import average_pool
 from s4nd.nn.recurrent import step
 from s4nd.ops import BACKENDS
 from s4nd.ssm.align import check_align
+
+# Entries of a layer's cache in evaluation: a few grids, each with its axes' kernels and its matrices.
+CACHED = 16
 
 
 class S4ND(nn.Module):
@@ -154,29 +157,48 @@ class S4ND(nn.Module):
         In evaluation they are computed once: until the parameters, their device or dtype or the layer's settings change.
         (A change of a parameter through `.data` leaves no trace; call `train()` after it.)
         """
-        return self._cached("lags", axis, n, self._compute_lags)
+        return self._cached(("lags", axis, n), self.kernels[axis], lambda: self._compute_lags(axis, n))
 
-    def _cached(self, name: str, axis: int, n: int | None, compute: Callable[[int, int | None], Any]) -> Any:
-        params = list(self.kernels[axis].parameters())
-        if self.training or torch.compiler.is_compiling() or _needs_grad(params):
-            return compute(axis, n)
+    def _cached(self, key: tuple, module: nn.Module, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, a function of the module's parameters; in evaluation it is kept."""
+        if self._is_changing(module):
+            return compute()
         state = (
             self.bandlimit,
             self.base_size,
-            *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in params),
+            self.algorithm,
+            *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()),
         )
-        if self._cache.get((name, axis, n), (None,))[0] != state:
+        if self._cache.get(key, (None,))[0] != state:
+            if len(self._cache) >= CACHED:
+                self._cache.pop(next(iter(self._cache)))
             # Tensors made in inference mode could not take part in a backward pass later, to the input of a frozen layer.
             with torch.inference_mode(False), torch.no_grad():
-                self._cache[name, axis, n] = state, compute(axis, n)
-        return self._cache[name, axis, n][1]
+                self._cache[key] = state, compute()
+        return self._cache[key][1]
+
+    def _is_changing(self, module: nn.Module) -> bool:
+        """Whether what follows from the module's parameters must be computed anew: for their gradients, or for a compiler."""
+        if self.training or torch.compiler.is_compiling():
+            return True
+        return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+
+    def _convolve(self, u: Tensor) -> Tensor:
+        """(B, H, *axes) -> (B, C, H, *axes), the skip included."""
+        size = u.shape[2:]
+        if self._is_changing(self):
+            return separable_conv(u, self._all_lags(size), self.D, algorithm=self.algorithm)
+        # The best form depends on the batch, but roughly; each is right for any batch.
+        key = "conv", size, len(u).bit_length(), u.dtype, u.device, torch.is_autocast_enabled(u.device.type)
+        prepare = lambda: prepared_conv(u, self._all_lags(size), self.D, algorithm=self.algorithm)  # noqa: E731
+        return self._cached(key, self, prepare)(u)
 
     def _all_lags(self, size: Sequence[int]) -> list[Tensor]:
         """`kernel_lags` of every axis; where they are not cached, those of axes that are alike are computed together."""
         first, n = self.kernels[0], size[0]
         if (
             torch.compiler.is_compiling()
-            or not (self.training or _needs_grad(list(self.kernels.parameters())))
+            or not self._is_changing(self.kernels)
             or any(m != n for m in size)
             or any(self.rate(i, n) != self.rate(0, n) or self.taps(i, n) != self.taps(0, n) for i in range(self.ndim))
             or not all(alike(first, kernel) for kernel in self.kernels[1:])
@@ -205,9 +227,7 @@ class S4ND(nn.Module):
         _check_windows(u.shape[2:], self.pool)
         if not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()):
             self._last_grid = tuple(u.shape[2:])
-        kernels = self._all_lags(u.shape[2:])
-        y = separable_conv(u, kernels, self.D, algorithm=self.algorithm)
-        return average_pool(self._outputs(y), self.pool)
+        return average_pool(self._outputs(self._convolve(u)), self.pool)
 
     def fuse(self, size: int | Sequence[int] | None = None) -> FusedS4ND:
         """The layer at one grid as plain matrix products, for inference and export; see nn/deploy.py.
@@ -305,7 +325,3 @@ def _check_windows(size: Sequence[int], pool: tuple[int, ...]) -> None:
 def _check_choice(name: str, value: Any, known: Any) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {sorted(known)}, got {value!r}")
-
-
-def _needs_grad(params: list[nn.Parameter]) -> bool:
-    return torch.is_grad_enabled() and any(p.requires_grad for p in params)
