@@ -27,9 +27,9 @@ ALONG_AXIS = {"toeplitz": toeplitz_conv, "fft": fft_conv}
 SHORT_AXIS, LONG_AXIS = 32, 256
 # Grids of at most ONE_MATRIX samples take one matrix for all axes if so many images share it, or share it once it is built.
 ONE_MATRIX, IMAGES_TO_BUILD, IMAGES_TO_USE = 64, 16, 4
-# Multiplications for one image above which a CPU gains by taking blocks one by one: below, starting a product costs more than
-# the copies that it spares.
-BLOCK_WORK = 2**19
+# Multiplications for one image above which a CPU gains by taking blocks one by one, with a backward pass and without: below,
+# starting a product costs more than the copies that it spares.
+BLOCK_WORK, BLOCK_WORK_FORWARD = 2**19, 2**21
 
 
 def separable_conv(
@@ -47,7 +47,7 @@ def separable_conv(
     Returns:
         (B, C, H, n_1, ..., n_D).
     """
-    return _convolution(u, kernels, skip, algorithm, IMAGES_TO_BUILD)(u)
+    return _convolution(u, kernels, skip, algorithm, IMAGES_TO_BUILD, BLOCK_WORK)(u)
 
 
 def prepared_conv(
@@ -56,14 +56,14 @@ def prepared_conv(
     """`separable_conv` as a function of signals like u (axes, dtype, device), with what depends on the kernels alone computed
     once; the kernels get no gradient from it."""
     with torch.no_grad():
-        convolution = _convolution(u, kernels, skip, algorithm, IMAGES_TO_USE)
+        convolution = _convolution(u, kernels, skip, algorithm, IMAGES_TO_USE, BLOCK_WORK_FORWARD)
         if convolution.func is kronecker_conv:
             return partial(matrix_conv, K=one_matrix(**convolution.keywords))
         return convolution
 
 
 def _convolution(
-    u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, algorithm: str, images: int
+    u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, algorithm: str, images: int, work: int
 ) -> Callable[[Tensor], Tensor]:
     if len(kernels) != u.ndim - 2:
         raise ValueError(f"need a kernel per axis of u (B, H, *axes) = {tuple(u.shape)}, got {len(kernels)} kernels")
@@ -74,7 +74,7 @@ def _convolution(
     if algorithm == "kronecker" or (algorithm == "auto" and _is_tiny(u) and len(u) >= images):
         return partial(kronecker_conv, matrices=_matrices(kernels, u), skip=_cast(skip, u))
     along = [_cheapest(u, axis) if algorithm == "auto" else algorithm for axis in range(2, u.ndim)]
-    if "fft" not in along and _in_blocks(u):
+    if "fft" not in along and _in_blocks(u, work):
         return partial(blocked_conv, matrices=_matrices(kernels, u), skip=_cast(skip, u))
     return partial(_axis_by_axis, kernels=kernels, skip=skip, along=along)
 
@@ -109,8 +109,8 @@ def _is_tiny(u: Tensor) -> bool:
     return u.ndim > 3 and math.prod(u.shape[2:]) <= ONE_MATRIX
 
 
-def _in_blocks(u: Tensor) -> bool:
+def _in_blocks(u: Tensor, work: int) -> bool:
     """Whether all axes are taken within a block before the next: on a CPU, unless something else is to see the products."""
     if u.ndim < 4 or u.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    return u[0].numel() * max(u.shape[2:]) > BLOCK_WORK
+    return u[0].numel() * max(u.shape[2:]) > work

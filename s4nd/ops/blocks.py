@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 import torch
 
-# Elements of one matrix of a block: 2 MiB in float64.
-ELEMENTS = 2**18
+# Elements of one matrix of a block: 2 MiB in float32.
+ELEMENTS = 2**19
 
 
 def head_blocks(H: int, elements: int, device: torch.device) -> Iterator[slice]:
-    """Slices of range(H), of as many heads as have ELEMENTS together, `elements` each; all heads at once on other devices."""
-    size = max(1, ELEMENTS // max(1, elements)) if device.type == "cpu" else H
-    return (slice(start, start + size) for start in range(0, H, size))
+    """Slices of range(H), even ones, of heads that have at most ELEMENTS together, `elements` each; all heads at once on
+    devices that are no CPU."""
+    blocks = max(1, -(-H * elements // ELEMENTS)) if device.type == "cpu" else 1
+    size = max(1, -(-H // blocks))
+    return (slice(start, min(start + size, H)) for start in range(0, H, size))
