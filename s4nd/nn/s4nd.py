@@ -170,11 +170,12 @@ class S4ND(nn.Module):
             *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()),
         )
         if self._cache.get(key, (None,))[0] != state:
-            if len(self._cache) >= CACHED:
-                self._cache.pop(next(iter(self._cache)))
             # Tensors made in inference mode could not take part in a backward pass later, to the input of a frozen layer.
             with torch.inference_mode(False), torch.no_grad():
-                self._cache[key] = state, compute()
+                value = compute()
+            while len(self._cache) >= CACHED:
+                self._cache.pop(next(iter(self._cache)))
+            self._cache[key] = state, value
         return self._cache[key][1]
 
     def _is_changing(self, module: nn.Module) -> bool:

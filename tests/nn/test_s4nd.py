@@ -232,3 +232,37 @@ def test_wrong_input_shape_is_refused_with_both_shapes(shape, got):
 def test_integer_input_is_refused():
     with pytest.raises(ValueError, match=r"floating-point u, got torch.uint8"):
         S4ND(3)(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(("H", "size"), [(3, (7, 7)), (8, (60, 61)), (2, (5, 300)), (2, (300,)), (4, (3, 5, 4))])
+@pytest.mark.parametrize("options", [{}, dict(rank=2, channels=2), dict(out_channels=3)])
+def test_evaluation_equals_training_for_every_form_and_batch(H, size, options):
+    """Tiny grids, blocks, FFTs: what is kept between calls serves batches of any length."""
+    torch.manual_seed(0)
+    layer = S4ND(H, len(size), d_state=8, kernel="s4d", dtype=F64, **options)
+    for B in (1, 5, 2):
+        u = torch.randn(B, H, *size, dtype=F64)
+        expected = layer.train()(u).detach()
+        layer.eval()
+        with torch.no_grad():
+            for _ in range(2):
+                torch.testing.assert_close(layer(u), expected, rtol=0, atol=1e-12 * expected.abs().max())
+
+
+def test_cache_of_evaluation_forgets_old_grids():
+    layer = S4ND(2, 1, d_state=8).eval()
+    with torch.no_grad():
+        for n in range(3, 40):
+            layer(torch.randn(1, 2, n))
+    assert len(layer._cache) <= 16
+
+
+@pytest.mark.parametrize("size", [(7, 7), (60, 61), (9, 300)])
+def test_frozen_layer_in_evaluation_passes_gradients_to_its_input(size):
+    torch.manual_seed(0)
+    layer = S4ND(8, d_state=8, kernel="s4d", dtype=F64)
+    u = torch.randn(5, 8, *size, dtype=F64, requires_grad=True)
+    expected = torch.autograd.grad(layer(u).square().sum(), u)[0]
+    layer.eval().requires_grad_(False)
+    got = torch.autograd.grad(layer(u).square().sum(), u)[0]
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 * expected.abs().max())
