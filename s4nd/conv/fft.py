@@ -27,7 +27,15 @@ def fast_length(n: int) -> int:
 
 
 def fft_conv(u: Tensor, k: Tensor, axis: int) -> Tensor:
-    """Convolve u along one axis, with zeros outside; same arguments and result as `toeplitz_conv`.
+    """Convolve u along one axis, with zeros outside.
+
+    Args:
+        u: (R, C, B, H, *axes); R or C may be 1 and then broadcast against the kernel.
+        k: (R, C, H, 2n - 1) by lag (see conv/lags.py), n = u.shape[axis].
+        axis: negative index into u.
+
+    Returns:
+        (R, C, B, H, *axes).
 
     Transforms are taken in float32 at least, whatever autocast says: half precision has no FFT of every length. On a CPU the
     heads go in blocks whose spectra stay in the cache, and the backward pass takes the spectra again instead of keeping them.

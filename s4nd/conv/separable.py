@@ -16,10 +16,9 @@ from torch import Tensor
 from s4nd.conv.blocked import blocked_conv
 from s4nd.conv.fft import fft_conv
 from s4nd.conv.kronecker import kronecker_conv, matrix_conv, one_matrix
-from s4nd.conv.toeplitz import toeplitz_conv, toeplitz_matrix
+from s4nd.conv.toeplitz import matrix_along, toeplitz_matrix
 
 ALGORITHMS = ("toeplitz", "fft", "kronecker")
-ALONG_AXIS = {"toeplitz": toeplitz_conv, "fft": fft_conv}
 
 # All limits were measured on two CPU cores, forward and backward. An axis of n samples takes the matrix product up to
 # SHORT_AXIS, and up to LONG_AXIS if enough rows (images times the other axes) share the n x n matrix, which costs as much to
@@ -76,19 +75,24 @@ def _convolution(
     along = [_cheapest(u, axis) if algorithm == "auto" else algorithm for axis in range(2, u.ndim)]
     if "fft" not in along and _in_blocks(u, work):
         return partial(blocked_conv, matrices=_matrices(kernels, u), skip=_cast(skip, u))
-    return partial(_axis_by_axis, kernels=kernels, skip=skip, along=along)
+    steps = [
+        (matrix_along, toeplitz_matrix(k).to(u.dtype)) if name == "toeplitz" else (fft_conv, k)
+        for name, k in zip(along, kernels, strict=True)
+    ]
+    return partial(_axis_by_axis, steps=steps, skip=skip)
 
 
-def _axis_by_axis(u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, along: Sequence[str]) -> Tensor:
+def _axis_by_axis(u: Tensor, steps: Sequence[tuple[Callable, Tensor]], skip: Tensor | None) -> Tensor:
     y = u[None, None]  # (R, C, B, H, *axes)
-    for axis in range(-1, -len(kernels) - 1, -1):
-        y = ALONG_AXIS[along[axis]](y, kernels[axis], axis)
+    for axis in range(-1, -len(steps) - 1, -1):
+        convolve, operand = steps[axis]
+        y = convolve(y, operand, axis)
     y = y[0] if len(y) == 1 else y.sum(0)
     # The products may leave the heads first in memory, where every elementwise operation after them would be slow.
     y = y.transpose(0, 1).contiguous()
     if skip is None:
         return y
-    return torch.addcmul(y, skip.reshape(*skip.shape, *([1] * len(kernels))), u[:, None])
+    return torch.addcmul(y, skip.reshape(*skip.shape, *([1] * len(steps))), u[:, None])
 
 
 def _matrices(kernels: Sequence[Tensor], u: Tensor) -> list[Tensor]:

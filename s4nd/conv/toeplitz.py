@@ -1,4 +1,4 @@
-"""Convolution along one axis as a product with a Toeplitz matrix: GEMMs, no complex numbers, no padding of the signal.
+"""Convolution along one axis as a product with a Toeplitz matrix: a GEMM, no complex numbers, no padding of the signal.
 
 Shapes: R rank, C kernels per head, B batch, H heads, n samples of the axis.
 """
@@ -19,16 +19,15 @@ def toeplitz_matrix(k: Tensor) -> Tensor:
     return periodic.flatten(-2)[..., : n * (2 * n - 1)].unflatten(-1, (n, 2 * n - 1))[..., n - 1 :]
 
 
-def toeplitz_conv(u: Tensor, k: Tensor, axis: int) -> Tensor:
-    """Convolve u along one axis, with zeros outside, as one batched product.
+def matrix_along(u: Tensor, T: Tensor, axis: int) -> Tensor:
+    """Apply a matrix along one axis, as one batched product.
 
     Args:
-        u: (R, C, B, H, *axes); R or C may be 1 and then broadcast against the kernel.
-        k: (R, C, H, 2n - 1) by lag (see conv/lags.py), n = u.shape[axis].
+        u: (R, C, B, H, *axes); R or C may be 1 and then broadcast against the matrix.
+        T: (R, C, H, n, n), n = u.shape[axis].
         axis: negative index into u.
 
     Returns:
         (R, C, B, H, *axes).
     """
-    T = toeplitz_matrix(k).to(u.dtype)  # (R, C, H, n, n)
     return torch.einsum("rcbh...s,rchts->rcbh...t", u.movedim(axis, -1), T).movedim(-1, axis)

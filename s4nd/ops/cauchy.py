@@ -80,9 +80,9 @@ class _Cauchy(torch.autograd.Function):
 
 
 def _blocks(u: Tensor, v: Tensor, z: Tensor) -> Iterator[slice]:
-    """Heads whose matrices (M, N), or whose moments (3IJ, N), fit the cache in float64."""
+    """Heads whose matrices (M, N), of which there are several at a time, or whose moments (3IJ, N) fit the cache in float64."""
     I, H, N, _ = u.shape  # noqa: E741
-    return head_blocks(H, 2 * N * max(len(z), 3 * I * len(v)), u.device)
+    return head_blocks(H, 4 * N * max(len(z), 3 * I * len(v)), u.device)
 
 
 def _products(u: Tensor, v: Tensor, heads: slice) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from s4nd.conv import ALGORITHMS, lags, separable, separable_conv
 from s4nd.conv.dense import dense_conv
 from s4nd.conv.fft import fast_length, fft_conv
-from s4nd.conv.toeplitz import toeplitz_conv, toeplitz_matrix
+from s4nd.conv.toeplitz import matrix_along, toeplitz_matrix
 
 F64 = torch.float64
 
@@ -48,6 +48,10 @@ def test_gradients_of_first_and_second_order(sizes, rank, copies, algorithm):
     conv = lambda u, skip, *kernels: separable_conv(u, kernels, skip, algorithm=algorithm)  # noqa: E731
     assert torch.autograd.gradcheck(conv, (u, skip, *kernels))
     assert torch.autograd.gradgradcheck(conv, (u, skip, *kernels), fast_mode=True)
+
+
+def toeplitz_conv(u, k, axis):
+    return matrix_along(u, toeplitz_matrix(k), axis)
 
 
 @pytest.mark.parametrize("along", [toeplitz_conv, fft_conv])
