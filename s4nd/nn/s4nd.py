@@ -196,18 +196,28 @@ class S4ND(nn.Module):
 
     def _all_lags(self, size: Sequence[int]) -> list[Tensor]:
         """`kernel_lags` of every axis; where they are not cached, those of axes that are alike are computed together."""
-        first, n = self.kernels[0], size[0]
-        if (
-            torch.compiler.is_compiling()
-            or not self._is_changing(self.kernels)
-            or any(m != n for m in size)
-            or any(self.rate(i, n) != self.rate(0, n) or self.taps(i, n) != self.taps(0, n) for i in range(self.ndim))
-            or not all(alike(first, kernel) for kernel in self.kernels[1:])
-        ):
+        if torch.compiler.is_compiling() or not self._is_changing(self.kernels):
             return [self.kernel_lags(axis, n) for axis, n in enumerate(size)]
-        kernel = side_by_side(self.kernels) if self.ndim > 1 else first
-        k = kernel(self.taps(0, n), self.rate(0, n), bandlimit=self.bandlimit, align=self.align)
-        return [self._to_lags(part, axis, n) for axis, part in enumerate(k.chunk(self.ndim, dim=1))]
+        found: dict[int, Tensor] = {}
+        for axis, n in enumerate(size):
+            if axis in found:
+                continue
+            group = [other for other in range(axis, self.ndim) if self._alike(axis, n, other, size[other])]
+            if len(group) == 1:
+                found[axis] = self.kernel_lags(axis, n)
+                continue
+            kernel = side_by_side([self.kernels[i] for i in group])
+            k = kernel(self.taps(axis, n), self.rate(axis, n), bandlimit=self.bandlimit, align=self.align)
+            parts = k.chunk(len(group), dim=1)
+            found |= {i: self._to_lags(part, i, n) for i, part in zip(group, parts, strict=True)}
+        return [found[axis] for axis in range(self.ndim)]
+
+    def _alike(self, i: int, n: int, j: int, m: int) -> bool:
+        """Whether axis i of n samples and axis j of m ask kernels of one configuration for the same samples."""
+        if i == j:
+            return True
+        same = self.taps(i, n) == self.taps(j, m) and self.rate(i, n) == self.rate(j, m)
+        return n == m and same and alike(self.kernels[i], self.kernels[j])
 
     def _compute_lags(self, axis: int, n: int) -> Tensor:
         k = self.kernels[axis](self.taps(axis, n), self.rate(axis, n), bandlimit=self.bandlimit, align=self.align)

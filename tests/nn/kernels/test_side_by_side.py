@@ -44,6 +44,19 @@ def test_axes_that_differ_are_computed_one_by_one():
         assert layer(torch.randn(1, 4, 5, 5)).isfinite().all()
 
 
+def test_alike_axes_among_others_are_computed_together():
+    torch.manual_seed(0)
+    layer = S4ND(4, 4, d_state=8, bidirectional=[True, False, True, True], dtype=F64)
+    got, expected = layer._all_lags((5, 6, 7, 5)), [layer.kernel_lags(axis, n) for axis, n in enumerate((5, 6, 7, 5))]
+    for k, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(k, e, rtol=0, atol=1e-11 * e.detach().abs().max())
+    calls = []
+    for kernel in layer.kernels:
+        kernel.register_forward_hook(lambda *_: calls.append(1))  # hooked, so one by one
+    layer._all_lags((5, 6, 7, 5))
+    assert len(calls) == 4
+
+
 def test_hooked_and_parametrised_kernels_stay_on_their_own():
     class Doubled(nn.Module):
         def forward(self, x):
