@@ -26,16 +26,17 @@ def fast_length(n: int) -> int:
     return best
 
 
-def fft_conv(u: Tensor, k: Tensor, axis: int) -> Tensor:
+def fft_conv(u: Tensor, k: Tensor, axis: int, *, summed: bool = False) -> Tensor:
     """Convolve u along one axis, with zeros outside.
 
     Args:
         u: (R, C, B, H, *axes); R or C may be 1 and then broadcast against the kernel.
         k: (R, C, H, 2n - 1) by lag (see conv/lags.py), n = u.shape[axis].
         axis: negative index into u.
+        summed: sum over R.
 
     Returns:
-        (R, C, B, H, *axes).
+        (R, C, B, H, *axes), or (C, B, H, *axes) if summed.
 
     Transforms are taken in float32 at least, whatever autocast says: half precision has no FFT of every length. On a CPU the
     heads go in blocks whose spectra stay in the cache, and the backward pass takes the spectra again instead of keeping them.
@@ -43,7 +44,10 @@ def fft_conv(u: Tensor, k: Tensor, axis: int) -> Tensor:
     with torch.autocast(u.device.type, enabled=False):
         dtype = torch.promote_types(u.dtype, torch.float32)
         blocks = u.device.type == "cpu" and not torch.compiler.is_compiling()
-        return (_FFTConv.apply if blocks else definition)(u.to(dtype), k.to(dtype), axis).to(u.dtype)
+        y = (_FFTConv.apply if blocks else definition)(u.to(dtype), k.to(dtype), axis)
+        if summed:
+            y = y[0] if len(y) == 1 else y.sum(0)
+        return y.to(u.dtype)
 
 
 def definition(u: Tensor, k: Tensor, axis: int) -> Tensor:

@@ -86,8 +86,7 @@ def _axis_by_axis(u: Tensor, steps: Sequence[tuple[Callable, Tensor]], skip: Ten
     y = u[None, None]  # (R, C, B, H, *axes)
     for axis in range(-1, -len(steps) - 1, -1):
         convolve, operand = steps[axis]
-        y = convolve(y, operand, axis)
-    y = y[0] if len(y) == 1 else y.sum(0)
+        y = convolve(y, operand, axis, summed=axis == -len(steps))
     # The products may leave the heads first in memory, where every elementwise operation after them would be slow.
     y = y.transpose(0, 1).contiguous()
     if skip is None:

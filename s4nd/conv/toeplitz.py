@@ -19,15 +19,18 @@ def toeplitz_matrix(k: Tensor) -> Tensor:
     return periodic.flatten(-2)[..., : n * (2 * n - 1)].unflatten(-1, (n, 2 * n - 1))[..., n - 1 :]
 
 
-def matrix_along(u: Tensor, T: Tensor, axis: int) -> Tensor:
+def matrix_along(u: Tensor, T: Tensor, axis: int, *, summed: bool = False) -> Tensor:
     """Apply a matrix along one axis, as one batched product.
 
     Args:
         u: (R, C, B, H, *axes); R or C may be 1 and then broadcast against the matrix.
         T: (R, C, H, n, n), n = u.shape[axis].
         axis: negative index into u.
+        summed: sum over R within the product, which rounds once where the sum of R products would R times.
 
     Returns:
-        (R, C, B, H, *axes).
+        (R, C, B, H, *axes), or (C, B, H, *axes) if summed.
     """
-    return torch.einsum("rcbh...s,rchts->rcbh...t", u.movedim(axis, -1), T).movedim(-1, axis)
+    u = u.movedim(axis, -1)
+    u = u.expand(len(T), *u.shape[1:]) if summed else u
+    return torch.einsum(f"rcbh...s,rchts->{'' if summed else 'r'}cbh...t", u, T).movedim(-1, axis)
