@@ -2,8 +2,9 @@
 
 Rounding steps of relative size u, independent of each other: the plain convolution has two, of its dense kernel and of its
 output. An axis-by-axis one has 2 D: D kernels, D - 1 results between the axes, and the output. The ratio of their RMS errors is
-therefore about sqrt D: 1.4 for images, 1.7 for video. The bound is 2. (Three axes, rank 2, under autocast is left out: the terms of
-the sum may cancel, and it is 1.5 to 2.03. In pure half precision the skip D u is rounded too, in both, and the ratio is smaller.)
+therefore about sqrt D: 1.4 for images, 1.7 for video. The bound is 2. (Three axes, rank 2, under autocast is left out: the
+terms of the sum may cancel, and it is 1.5 to 2.03. In pure half precision the skip D u is rounded too, in both, and the ratio
+is smaller.)
 """
 
 import copy
