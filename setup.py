@@ -17,8 +17,8 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["s4nd", "s4nd.*"]),
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.7",  # the first with torch.compiler.is_exporting
+        "torchvision>=0.22",
         "timm>=1.0.31",  # the first that records a model's input size
         "numpy>=1.26",
         "omegaconf>=2.3",
