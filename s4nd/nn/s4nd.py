@@ -24,8 +24,9 @@ from s4nd.nn.recurrent import step
 from s4nd.ops import BACKENDS
 from s4nd.ssm.align import check_align
 
-# Entries of a layer's cache in evaluation: a few grids, each with its axes' kernels and its matrices.
-CACHED = 16
+# Entries of a layer's cache in evaluation: two grids or so, each with its axes' kernels and its matrices, which on a large
+# grid are as large as two of the layer's inputs.
+CACHED = 8
 
 
 class S4ND(nn.Module):
@@ -166,6 +167,8 @@ class S4ND(nn.Module):
         state = (
             self.bandlimit,
             self.base_size,
+            self.l_max,
+            self.align,
             self.algorithm,
             *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()),
         )
