@@ -7,6 +7,7 @@ for a CPU's cache, with their matrices, which are never held for all heads at on
 Shapes: R rank, C kernels per head, B batch, H heads, h heads of a block, n_i samples along axis i, n = n_1 ... n_D.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import reduce
 
@@ -14,9 +15,7 @@ import torch
 from torch import Tensor
 
 from s4nd.ops import double_backward
-
-# Elements of a block's matrices: 1 MiB in float32.
-BLOCK = 2**18
+from s4nd.ops.blocks import head_blocks
 
 
 def kronecker_conv(u: Tensor, matrices: Sequence[Tensor], skip: Tensor | None = None) -> Tensor:
@@ -98,13 +97,10 @@ class _KroneckerConv(torch.autograd.Function):
 
 
 def _blocks(matrices: Sequence[Tensor]) -> Iterator[slice]:
-    """The heads, in blocks whose matrices fit the cache."""
+    """Heads whose matrices fit the cache, and their gradients beside them."""
     R, C, H, *_ = matrices[0].shape
-    size = R * C
-    for T in matrices:
-        size *= T.shape[-1] ** 2
-    h = max(1, BLOCK // size)
-    return (slice(start, start + h) for start in range(0, H, h))
+    n = math.prod(T.shape[-1] for T in matrices)
+    return head_blocks(H, 2 * R * C * n * n, matrices[0].device)
 
 
 def _rows(u: Tensor) -> Tensor:

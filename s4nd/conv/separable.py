@@ -63,7 +63,8 @@ def prepared_conv(
 
 def _convolution(
     u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, algorithm: str, images: int, work: int
-) -> Callable[[Tensor], Tensor]:
+) -> partial[Tensor]:
+    """What computes the convolution, with its operands: one matrix from so many `images`, blocks above so much `work`."""
     if len(kernels) != u.ndim - 2:
         raise ValueError(f"need a kernel per axis of u (B, H, *axes) = {tuple(u.shape)}, got {len(kernels)} kernels")
     if algorithm != "auto" and algorithm not in ALGORITHMS:
@@ -76,7 +77,7 @@ def _convolution(
     if "fft" not in along and _in_blocks(u, work):
         return partial(blocked_conv, matrices=_matrices(kernels, u), skip=_cast(skip, u))
     steps = [
-        (matrix_along, toeplitz_matrix(k).to(u.dtype)) if name == "toeplitz" else (fft_conv, k)
+        (matrix_along, *_matrices([k], u)) if name == "toeplitz" else (fft_conv, k)
         for name, k in zip(along, kernels, strict=True)
     ]
     return partial(_axis_by_axis, steps=steps, skip=skip)

@@ -11,6 +11,7 @@ from s4nd.conv import ALGORITHMS, lags, separable, separable_conv
 from s4nd.conv.dense import dense_conv
 from s4nd.conv.fft import fast_length, fft_conv
 from s4nd.conv.toeplitz import matrix_along, toeplitz_matrix
+from s4nd.ops import blocks
 
 F64 = torch.float64
 
@@ -183,3 +184,22 @@ def test_unknown_algorithm_and_wrong_number_of_kernels_are_refused():
         separable_conv(u, [k], algorithm="winograd")
     with pytest.raises(ValueError, match=r"a kernel per axis.*\(1, 1, 4\), got 2 kernels"):
         separable_conv(u, [k, k])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("sizes", [(5, 4), (2, 3, 4)])
+def test_a_block_for_each_head_gives_what_one_block_gives(monkeypatch, algorithm, sizes):
+    monkeypatch.setattr(separable, "BLOCK_WORK", 0)
+    torch.manual_seed(0)
+    u, skip = torch.randn(2, 5, *sizes, dtype=F64), torch.randn(2, 5, dtype=F64)
+    leaves = [u, skip, *(torch.randn(2, 2, 5, 2 * n - 1, dtype=F64) for n in sizes)]
+    results = []
+    for elements in (1, 2**19):
+        monkeypatch.setattr(blocks, "ELEMENTS", elements)
+        assert len(list(blocks.head_blocks(5, 1, u.device))) == (5 if elements == 1 else 1)
+        for leaf in leaves:
+            leaf.requires_grad_()
+        y = separable_conv(u, leaves[2:], skip, algorithm=algorithm)
+        results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
+    for one_by_one, together in zip(*results, strict=True):
+        torch.testing.assert_close(one_by_one, together, rtol=0, atol=1e-12 * together.detach().abs().max())
