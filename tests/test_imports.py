@@ -94,14 +94,14 @@ def test_every_layer_has_sources():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("s4nd.ops.cauchy", "from s4nd.ssm import dplr"),
+        ("s4nd.ops.vandermonde", "from s4nd.ssm import dplr"),
         ("s4nd.ssm.dplr", "from s4nd import conv"),
         ("s4nd.conv.fft", "from ..nn.kernel import Kernel"),
         ("s4nd.conv.fft", "from s4nd import S4ND"),
         ("s4nd.nn.s4nd", "import timm"),
         ("s4nd.nn.s4nd", "def f():\n    import triton"),
         ("s4nd.ops._keops", "import pykeops"),
-        ("s4nd.ops.cauchy", "def f():\n    from pykeops.torch import LazyTensor"),
+        ("s4nd.ops.vandermonde", "def f():\n    from pykeops.torch import LazyTensor"),
         ("s4nd.models.s4nd_iso", "from s4nd.train import engine"),
         ("s4nd.models.s4nd_iso", "import omegaconf"),
         ("s4nd.train.cli", "import triton"),

@@ -32,7 +32,7 @@ def taps(disc: str, dt: float, rate: float, L: int, d_state: int) -> Tensor:
     """(L,) the kernel on a grid whose step is `rate` trained ones."""
     A, C = system(d_state)
     log_a, gain = DISCRETIZATIONS[disc](torch.full((1, 1), dt, dtype=torch.float64), A, rate, 1.0)
-    return diagonal_kernel(log_a, pairs.mul(C, gain), L)[0, 0]
+    return diagonal_kernel(log_a, gain, C, L)[0, 0]
 
 
 def continuous(dt: float, steps: Tensor, d_state: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""KeOps forms of the two products: the N x L matrix is never held, memory is that of the inputs and the result.
+"""KeOps form of the Vandermonde product: the N x L matrix is never held, memory is that of the inputs and the result.
 
-KeOps compiles each formula at its first use, with the machine's C++ compiler. Asking for this backend where it cannot run
+KeOps compiles the formula at its first use, with the machine's C++ compiler. Asking for this backend where it cannot run
 is an error with the reason; nothing falls back silently.
 """
 
@@ -31,28 +31,14 @@ def _lazy_tensor() -> type:
     return LazyTensor
 
 
-def vandermonde_keops(v: Tensor, x: Tensor, L: int) -> Tensor:
+def vandermonde_keops(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
     """`vandermonde_definition` as a KeOps reduction over n; same arguments and result."""
     LazyTensor = _lazy_tensor()
+    rows, columns = len(u), len(v)
+    v = pairs.mul(u[:, None], v).flatten(0, 1).to(x.dtype)
     l = torch.arange(L, dtype=x.dtype, device=x.device).expand(*v.shape[:2], L)  # noqa: E741  (C, H, L)
     l = LazyTensor(l[..., None, None].contiguous())  # noqa: E741  (C, H, L, 1, 1)
     v, x = (LazyTensor(t.contiguous()[:, :, None]) for t in (v, x.expand_as(v)))  # (C, H, 1, N, 2)
     angle = l * x[1]
     terms = (l * x[0]).exp() * (v[0] * angle.cos() - v[1] * angle.sin())
-    return 2 * terms.sum(dim=3)[..., 0]
-
-
-def cauchy_keops(u: Tensor, v: Tensor, w: Tensor, z: Tensor) -> Tensor:
-    """`cauchy_definition` as a KeOps reduction over n; same arguments and result."""
-    LazyTensor = _lazy_tensor()
-    rows, columns = len(u), len(v)
-    v = pairs.mul(u[:, None], v[None]).flatten(0, 1)
-    z = LazyTensor(z.expand(*v.shape[:2], *z.shape)[:, :, :, None].contiguous())  # (C, H, M, 1, 2)
-    v, w = (LazyTensor(t.contiguous()[:, :, None]) for t in (v, w.expand_as(v)))  # (C, H, 1, N, 2)
-    # A pair's term is 2 (Re v s - Im v b) / (s^2 + b^2) with s = z - a, w = a + ib.
-    a, b = z[0] - w[0], z[1]  # s
-    top_re, top_im = v[0] * a - v[1] * w[1], v[0] * b
-    low_re, low_im = a * a - b * b + w[1] * w[1], 2 * a * b
-    re, im = top_re * low_re + top_im * low_im, top_im * low_re - top_re * low_im
-    terms = re.concat(im) * (2 / (low_re * low_re + low_im * low_im))
-    return terms.sum(dim=3).unflatten(0, (rows, columns))
+    return 2 * terms.sum(dim=3)[..., 0].unflatten(0, (rows, columns)).to(u.dtype)

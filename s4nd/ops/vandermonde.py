@@ -1,14 +1,15 @@
-"""Vandermonde product: the impulse response of a diagonal state-space model.
+"""Vandermonde product: the impulse responses of a diagonal state-space model, for each pair of a row and a column.
 
-    k[l] = 2 Re sum_n v_n exp(l x_n),   0 <= l < L
+    k_ij[l] = 2 Re sum_n u_in v_jn exp(l x_n),   0 <= l < L
 
 The poles are given by their logarithm x, so that no digit of a slow pole (|x| << 1) is lost before it is raised to the
 l-th power. Gu et al., "On the Parameterization and Initialization of Diagonal State Space Models", 2022, arXiv:2206.11893.
 
-Shapes: C kernels per head, H heads, N poles (one of each conjugate pair), L length. Complex tensors are real pairs (..., 2).
+Shapes: I rows u (read-outs) and J columns v (inputs) per head, H heads, N poles (one of each conjugate pair), L length, h heads
+of a block. Complex tensors are real pairs (..., 2).
 """
 
-from collections.abc import Iterator
+import math
 
 import torch
 from torch import Tensor
@@ -17,89 +18,123 @@ from s4nd.ops import double_backward, pairs
 from s4nd.ops.blocks import head_blocks
 
 
-def vandermonde_definition(v: Tensor, x: Tensor, L: int) -> Tensor:
+def vandermonde_definition(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
     """The sum as it is written, one exponential per (h, n, l): the oracle of every other form.
 
     Args:
-        v: (C, H, N, 2) weights.
-        x: (H, N, 2) logarithms of the poles.
+        u: (I, H, N, 2) rows.
+        v: (J, H, N, 2) columns.
+        x: (H, N, 2) logarithms of the poles; with more digits than u and v have, if l x should lose none.
         L: number of samples.
 
     Returns:
-        (C, H, L) real.
+        (I, J, H, L) real.
     """
     powers = pairs.exp(x[:, :, None] * torch.arange(L, dtype=x.dtype, device=x.device)[:, None])  # (H, N, L, 2)
-    return 2 * pairs.mul(v[:, :, :, None], powers)[..., 0].sum(-2)
+    return 2 * pairs.mul(pairs.mul(u[:, None], v)[:, :, :, :, None], powers.to(u.dtype))[..., 0].sum(-2)
 
 
-def powers_by_definition(x: Tensor, L: int) -> Tensor:
-    """exp(l x) for 0 <= l < L, with an exponential for each element: (H, N, 2) -> (H, L, 2N)."""
-    l = torch.arange(L, dtype=x.dtype, device=x.device)  # noqa: E741
-    return pairs.exp(l[:, None, None] * x[:, None]).flatten(2)
-
-
-def powers_by_doubling(x: Tensor, L: int) -> Iterator[tuple[slice, Tensor]]:
-    """The same for one block of heads after the other: the heads, and their powers (h, L, 2N).
-
-    Samples m..2m-1 are samples 0..m-1 times exp(m x), so an element costs one complex product instead of an exponential,
-    a cosine and a sine. exp(m x) is taken afresh at each doubling, never squared, so rounding grows as log2 L and not as L.
-    """
-    H, N, _ = x.shape
-    doublings = (L - 1).bit_length()
-    m = 2 ** torch.arange(doublings, dtype=x.dtype, device=x.device)
-    steps = pairs.view(pairs.exp(m[:, None, None, None, None] * x[:, None]))  # (doublings, H, 1, N)
-    for heads in head_blocks(H, 2 * N * L, x.device):
-        V = x.new_empty(len(x[heads]), L, N, 2)
-        a = pairs.view(V)
-        a[:, 0] = 1
-        for i in range(doublings):
-            torch.mul(a[:, : min(2**i, L - 2**i)], steps[i, heads], out=a[:, 2**i : 2 ** (i + 1)])
-        yield heads, V.flatten(2)
-
-
-def vandermonde_torch(v: Tensor, x: Tensor, L: int) -> Tensor:
+def vandermonde_torch(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
     """`vandermonde_definition` as one matrix product for all functions of a head; same arguments and result.
 
-    For a compiler, which fuses it and takes any L, each power has its exponential; else they are built by doubling, in
+    For a compiler, which fuses it and takes any L, each power has its exponential; else they are built from few of them, in
     blocks, with a backward pass of its own.
     """
     if pairs.complex_views(x):
-        return _Vandermonde.apply(v, x, L)
-    return torch.bmm(_weights(v), powers_by_definition(x, L).mT).transpose(0, 1)
+        return _Vandermonde.apply(u, v, x, L)
+    products = pairs.mul(u[:, None], v).flatten(0, 1)  # (IJ, H, N, 2)
+    weights = 2 * pairs.conj(products).transpose(0, 1).flatten(2)  # (H, IJ, 2N)
+    l = torch.arange(L, dtype=x.dtype, device=x.device)  # noqa: E741
+    powers = pairs.exp(l[:, None, None] * x[:, None]).to(u.dtype).flatten(2)  # (H, L, 2N)
+    return torch.bmm(weights, powers.mT).transpose(0, 1).unflatten(0, (len(u), len(v)))
 
 
 class _Vandermonde(torch.autograd.Function):
-    """k = 2 Re(v V) as a product of real matrices with 2N rows. The gradient of x is a product with V too, because
-    d exp(l x) / dx = l exp(l x)."""
+    """k = 2 Re(uv V) as a product of real matrices with 2N rows. The gradient of x is a product with V too, because
+    d exp(l x) / dx = l exp(l x).
+
+    A lag is s + S t, with S short steps and T long ones: exp(l x) is a product of two of S + T powers, and V is never there.
+    """
 
     @staticmethod
-    def forward(v: Tensor, x: Tensor, L: int) -> Tensor:
-        C, H, _, _ = v.shape
-        weights, k = _weights(v), v.new_empty(H, C, L)
-        for heads, V in powers_by_doubling(x, L):
-            torch.bmm(weights[heads], V.mT, out=k[heads])
-        return k.transpose(0, 1)
+    def forward(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
+        S, T = _factors(u, v, L)
+        rows, columns = _by_head(u), _by_head(v)
+        weights = rows[:, :, None, None] * (2 * columns)[:, None, :, None]  # (H, I, J, T, N)
+        if T > 1:
+            weights = weights * _powers(_squares(x, S, T, u.dtype), T)[:, None, None]
+        weights = _real(weights.conj_physical_()).flatten(1, -2)
+        k = u.new_empty(*weights.shape[:2], S)
+        squares = _squares(x, 1, S, u.dtype)
+        for heads in head_blocks(len(x), weights.shape[-1] * S, x.device):
+            torch.bmm(weights[heads], _real(_powers([a[heads] for a in squares], S)).mT, out=k[heads])
+        return k.view(-1, len(u), len(v), T * S)[..., :L].movedim(0, 2)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        v, x, ctx.L = inputs
-        ctx.save_for_backward(v, x)
+        *tensors, ctx.L = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        v, x = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        u, v, x = ctx.saved_tensors
         if double_backward.wanted():
-            return double_backward.by_definition(vandermonde_definition, (v, x, ctx.L), grad)
-        C, H, N, _ = v.shape
-        grad = grad.transpose(0, 1)  # (H, C, L)
-        both = torch.cat([grad, grad * torch.arange(ctx.L, dtype=v.dtype, device=v.device)], dim=1)
-        sums = v.new_empty(H, 2 * C, 2 * N)
-        for heads, V in powers_by_doubling(x, ctx.L):
-            torch.bmm(both[heads], V, out=sums[heads])
-        of_k, of_lk = sums.unflatten(-1, (N, 2)).transpose(0, 1).chunk(2)  # (C, H, N, 2)
-        return 2 * pairs.conj(of_k), 2 * pairs.conj(pairs.mul(v, of_lk).sum(0)), None
+            return double_backward.by_definition(vandermonde_definition, (u, v, x, ctx.L), grad)
+        (S, T), (H, N, _) = _factors(u, v, ctx.L), x.shape
+        both = grad.new_empty(H, 2, len(u), len(v), T * S)  # 2 grad and 2 l grad
+        both[..., ctx.L :] = 0
+        of_k, of_lk = both[..., : ctx.L].unbind(1)
+        torch.mul(grad.movedim(2, 0), 2, out=of_k)
+        torch.mul(of_k, torch.arange(ctx.L, dtype=grad.dtype, device=grad.device), out=of_lk)
+        both = both.view(H, -1, S)
+        sums = u.new_empty(*both.shape[:2], 2 * N)
+        squares = _squares(x, 1, S, u.dtype)
+        for heads in head_blocks(H, 2 * N * S, x.device):
+            torch.bmm(both[heads], _real(_powers([a[heads] for a in squares], S)), out=sums[heads])
+        sums = torch.view_as_complex(sums.view(H, 2, len(u), len(v), T, N, 2)).conj_physical_()
+        if T > 1:
+            sums = sums.mul_(_powers(_squares(x, S, T, u.dtype), T).conj()[:, None, None, None]).sum(4)
+        of_products, of_x = sums.view(H, 2, len(u), len(v), N).unbind(1)
+        rows, columns = _by_head(u).conj_physical()[:, :, None], _by_head(v).conj_physical()[:, None]
+        of_u, of_v = (of_products * columns).sum(2), (of_products * rows).sum(1)
+        of_x = ((of_x * rows).sum(1) * columns[:, 0]).sum(1)
+        of_u, of_v = (torch.view_as_real(g).transpose(0, 1) for g in (of_u, of_v))
+        return of_u, of_v, torch.view_as_real(of_x).to(x.dtype), None
 
 
-def _weights(v: Tensor) -> Tensor:
-    """(C, H, N, 2) -> (H, C, 2N): 2 (Re v, -Im v), so that 2 Re(v a) is a real product with (Re a, Im a)."""
-    return 2 * pairs.conj(v).transpose(0, 1).flatten(2)
+def _factors(u: Tensor, v: Tensor, L: int) -> tuple[int, int]:
+    """S and T with S T >= L, which make the sums over short steps, 2IJT of them in the backward pass, as many as these."""
+    T = max(1, round(math.sqrt(L / (2 * len(u) * len(v)))))
+    return -(-L // T), T
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """(I, H, N, 2) -> (H, I, N) complex."""
+    return pairs.view(x).transpose(0, 1)
+
+
+def _squares(x: Tensor, step: int, n: int, dtype: torch.dtype) -> list[Tensor]:
+    """exp(step x) and its repeated squares, as many as powers 0, ..., n - 1 need, or one: each (H, 1, N) complex, of `dtype`.
+
+    Squared in float64, where n roundings are nothing beside one of float32.
+    """
+    squares = [pairs.view(pairs.exp(step * x.double()))[:, None]]
+    for _ in range((n - 1).bit_length() - 1):
+        squares.append(squares[-1].square())
+    return [a.to(torch.complex64) if dtype == torch.float32 else a for a in squares]
+
+
+def _powers(squares: list[Tensor], n: int) -> Tensor:
+    """Powers 0, 1, ..., n - 1: (h, n, N) complex. Powers m..2m-1 are powers 0..m-1 times the m-th, so that an element
+    costs one complex product instead of an exponential, a cosine and a sine."""
+    h, _, N = squares[0].shape
+    a = squares[0].new_empty(h, n, N)
+    a[:, 0] = 1
+    for i, square in enumerate(squares[: (n - 1).bit_length()]):
+        torch.mul(a[:, : min(2**i, n - 2**i)], square, out=a[:, 2**i : 2 ** (i + 1)])
+    return a
+
+
+def _real(a: Tensor) -> Tensor:
+    """(..., N) complex -> (..., 2N)."""
+    return torch.view_as_real(a).flatten(-2)

@@ -13,25 +13,28 @@ from s4nd.ops import pairs, vandermonde
 from s4nd.ssm.align import check_align
 
 
-def diagonal_kernel(log_a: Tensor, v: Tensor, L: int, *, align: str = "edge", backend: str = "auto") -> Tensor:
+def diagonal_kernel(
+    log_a: Tensor, b: Tensor, C: Tensor, L: int, *, align: str = "edge", backend: str = "auto"
+) -> Tensor:
     """The first L samples of the impulse response of modes x = a x + b u, read through C.
 
     Args:
         log_a: (H, N, 2) logarithm of what a step does to each mode; of half a step for align="centre".
-        v: (C, H, N, 2) products C b; b of half a step for align="centre".
+        b: (H, N, 2) what it adds for a unit input; in half a step for align="centre".
+        C: (C, H, N, 2) read-out.
         L: at least 1.
-        align: "edge", k[l] = 2 Re sum v a^l, or "centre": the kernel of ssm/align.py in closed form,
-            k[0] = 2 Re sum v, k[j] = 2 Re sum v (a + a^2) a^(2 (j-1)), with the a of half a step.
+        align: "edge", k[l] = 2 Re sum C b a^l, or "centre": the kernel of ssm/align.py in closed form,
+            k[0] = 2 Re sum C b, k[j] = 2 Re sum C b (a + a^2) a^(2 (j-1)), with the a of half a step.
 
     Returns:
         (C, H, L) real.
     """
     check_align(align)
     if align == "edge":
-        return vandermonde(v, log_a, L, backend=backend)
-    k0 = 2 * v[..., 0].sum(-1, keepdim=True)
+        return vandermonde(C, b[None], log_a, L, backend=backend)[:, 0]
+    k0 = 2 * (C * pairs.conj(b)).sum((-2, -1))[..., None]
     if L == 1:
         return k0
     a = pairs.exp(log_a)
-    v = pairs.mul(v, a + pairs.mul(a, a))
-    return torch.cat([k0, vandermonde(v, 2 * log_a, L - 1, backend=backend)], dim=-1)
+    b = pairs.mul(b, a + pairs.mul(a, a))
+    return torch.cat([k0, vandermonde(C, b[None], 2 * log_a, L - 1, backend=backend)[:, 0]], dim=-1)

@@ -32,7 +32,7 @@ def system(init: str, N: int = 16, diagonal: bool | None = None):
 def discretized_kernel(dt, A, B, C, L, disc, align):
     """From the continuous system, all real pairs, to the kernel of a diagonal one."""
     log_a, gain = DISCRETIZATIONS[disc](dt[:, None], A, 1.0, 0.5 if align == "centre" else 1.0)
-    return diagonal_kernel(log_a, pairs.mul(C, pairs.mul(gain, B)), L, align=align)
+    return diagonal_kernel(log_a, pairs.mul(gain, B), C, L, align=align)
 
 
 def oracle(dt, A, B, C, P, L, disc, align):

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from s4nd.nn.kernels.base import SSMKernel
-from s4nd.ops import pairs
 from s4nd.ssm import diagonal_kernel, diagonal_step
 from s4nd.ssm.stepping import Step
 
@@ -25,7 +24,7 @@ class DiagonalKernel(SSMKernel):
 
     def _kernel(self, L: int, rate: float, C: Tensor, align: str) -> Tensor:
         log_a, b = self.modes(L, rate, 0.5 if align == "centre" else 1.0)
-        return diagonal_kernel(log_a, pairs.mul(C, b), L, align=align, backend=self.backend)
+        return diagonal_kernel(log_a, b, C, L, align=align, backend=self.backend)
 
     def _recurrence(self, n: int | None, rate: float, C: Tensor, align: str) -> Step:
         log_a, b = self.modes(n, rate, 0.5 if align == "centre" else 1.0)

@@ -75,9 +75,9 @@ class S4Kernel(ContinuousKernel):
         return dplr_step(*self._system(rate, C), align=align)
 
     def _kernel(self, L: int, rate: float, C: Tensor, align: str) -> Tensor:
-        tensors = self._system(rate, C)
+        dt, Lambda, *rest = self._system(rate, C)
         tol = torch.finfo(C.dtype).eps
-        # Nodes in float64 need neither the oversampling nor the care that float32 does; Apple's GPUs have no float64.
+        # Loops in float64 need no more nodes than samples, and phases lose no digits; Apple's GPUs have no float64.
         if C.device.type != "mps":
-            tensors = tuple(t.double() for t in tensors)
-        return dplr_kernel(*tensors, L, align=align, tol=max(tol, 1e-11), backend=self.backend).to(C.dtype)
+            dt, Lambda = dt.double(), Lambda.double()
+        return dplr_kernel(dt, Lambda, *rest, L, align=align, tol=max(tol, 1e-11), backend=self.backend).to(C.dtype)

@@ -1,0 +1,102 @@
+"""Closing a feedback loop around linear systems that are known by their impulse responses.
+
+Rows are outputs and columns are inputs; the last row is what the loop listens to, the last column where it comes back in, with
+the opposite sign, through the mean of a sample and the one before (the trapezoidal rule's). As power series in the delay w,
+
+    k_ij = g_ij - (1 + w)/2 g_iR (1 + (1 + w)/2 g_RR)^-1 g_Rj
+
+truncated to L samples: none depends on a later one. It is the Woodbury identity for one low-rank term (see ssm/dplr.py).
+
+Products and quotients of series are taken at M nodes w of a circle of radius rho < 1. The inverse FFT gives rho^l k[l] plus
+what wraps round, about rho^M, and the division by rho^l lifts the rounding noise to eps rho^-L; with M = c L both are
+eps^(c / (c+1)) for the rho chosen here.
+
+Shapes: I outputs, J inputs, H heads, L length, M nodes.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from s4nd.ops import double_backward, pairs
+
+MAX_OVERSAMPLING = 4
+
+
+def close_loop(g: Tensor, tol: float) -> Tensor:
+    """The responses of the closed loop: (I, J, H, L) -> (I-1, J-1, H, L).
+
+    Args:
+        g: real; the loop must be passive, Re (1 + w) g_RR >= 0 for |w| < 1: then nothing is ever divided by less than one.
+        tol: wanted size of the wrap-round and of the lifted noise, relative to the kernel; decides the number of nodes
+            (c L, c <= 4, so that float32 stops at about 2e-6).
+    """
+    eps = torch.finfo(g.dtype).eps
+    oversampling = next((c for c in range(1, MAX_OVERSAMPLING) if eps ** (c / (c + 1)) <= tol), MAX_OVERSAMPLING)
+    return _CloseLoop.apply(g, oversampling)[0] if pairs.complex_views(g) else _definition(g, oversampling)
+
+
+class _Circle:
+    """Power series of L samples by their values at c L nodes."""
+
+    def __init__(self, like: Tensor, oversampling: int):
+        self.L = like.shape[-1]
+        self.M = oversampling * self.L
+        log_rho = math.log(torch.finfo(like.dtype).eps) * oversampling / (oversampling + 1) / self.M
+        where = dict(dtype=like.dtype, device=like.device)
+        self.shrink = torch.exp(log_rho * torch.arange(self.L, **where))
+        angle = torch.arange(self.M // 2 + 1, **where) * (-2 * math.pi / self.M)
+        rho = torch.exp(torch.full_like(angle, log_rho))
+        self.mean = torch.complex(0.5 + 0.5 * rho * torch.cos(angle), 0.5 * rho * torch.sin(angle))  # (1 + w) / 2
+
+    def values(self, g: Tensor) -> Tensor:
+        return torch.fft.rfft(g * self.shrink, n=self.M)
+
+    def series(self, values: Tensor) -> Tensor:
+        return torch.fft.irfft(values, n=self.M)[..., : self.L] / self.shrink
+
+
+def _definition(g: Tensor, oversampling: int) -> Tensor:
+    circle = _Circle(g, oversampling)
+    into = circle.values(g[:, -1]) * circle.mean  # (I, H, M/2 + 1)
+    heard = circle.values(g[-1, :-1]) / (1 + into[-1])  # (J-1, H, M/2 + 1)
+    return g[:-1, :-1] - circle.series(into[:-1, None] * heard)
+
+
+class _CloseLoop(torch.autograd.Function):
+    """The transpose of a product with a causal series is the same product, of what is reversed in time."""
+
+    @staticmethod
+    def forward(g: Tensor, oversampling: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        circle = _Circle(g, oversampling)
+        into = circle.values(g[:, -1]).mul_(circle.mean)
+        gain = (1 + into[-1]).reciprocal_()
+        heard = circle.values(g[-1, :-1]).mul_(gain)
+        return g[:-1, :-1] - circle.series(into[:-1, None] * heard), into, gain, heard
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        g, ctx.oversampling = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(g, *output[1:])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, *_) -> tuple[Tensor | None, None]:
+        if grad is None:
+            return None, None
+        g, into, gain, heard = ctx.saved_tensors
+        if double_backward.wanted():
+            return double_backward.by_definition(_definition, (g, ctx.oversampling), grad)
+        circle = _Circle(g, ctx.oversampling)
+        reverse = circle.values(-grad.flip(-1))  # (I-1, J-1, H, M/2 + 1)
+        of_into = torch.empty_like(into)
+        torch.sum(reverse * heard, dim=1, out=of_into[:-1])
+        of_heard = (reverse * into[:-1, None]).sum(0).mul_(gain)
+        torch.sum(of_heard * heard, dim=0, out=of_into[-1]).neg_()
+        of_g = torch.empty_like(g)
+        of_g[:-1, :-1] = grad
+        of_g[:, -1] = circle.series(of_into.mul_(circle.mean)).flip(-1)
+        of_g[-1, :-1] = circle.series(of_heard).flip(-1)
+        return of_g, None
