@@ -9,8 +9,8 @@ from timm.models import register_notrace_module
 
 from s4nd import S4ND
 
-from . import s4nd_iso
+from . import s4nd_convnext, s4nd_iso, s4nd_vit
 
 register_notrace_module(S4ND)  # a leaf of the fx graphs that timm extracts features with
 
-__all__ = ["s4nd_iso"]
+__all__ = ["s4nd_convnext", "s4nd_iso", "s4nd_vit"]

@@ -1,0 +1,181 @@
+"""S4ND-ConvNeXt: timm's ConvNeXt with S4ND layers in place of its depthwise convolutions.
+
+The stem and the downsampling may be S4ND layers too: a layer over the whole grid, average pooling (folded into the layer), a
+pointwise linear map and a gated linear unit. Nguyen et al. 2022, arXiv:2210.06583, section 4; ConvNeXt is Liu et al. 2022,
+arXiv:2201.03545. Shapes: B batch, C channels; grids are (height, width).
+"""
+
+import inspect
+
+import torch
+from timm.layers import to_2tuple
+from timm.models import ConvNeXt, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._input import update_model_input_size
+from torch import nn
+
+from s4nd import S4ND, no_weight_decay, set_base_size
+
+STEMS, DOWNSAMPLES = ("patch", "s4nd"), ("conv", "s4nd")
+STEM_L_MAX = 16  # support of the stem's kernels along each axis, in pixels of the trained size
+CONVNEXT_ARGS = inspect.signature(ConvNeXt).parameters
+
+
+class S4NDConvNeXt(ConvNeXt):
+    """(B, in_chans, height, width) -> (B, num_classes), for any size that leaves the last stage a sample.
+
+    Args:
+        img_size: image size in training, one number or (height, width); another size is the same image sampled differently.
+        stem: "patch", timm's strided convolution, or "s4nd".
+        downsample: "conv", timm's strided convolutions, or "s4nd".
+        stem_channels: outputs of the S4ND stem's layer.
+        kwargs: every argument of timm's ConvNeXt but `kernel_sizes`; the others go to every S4ND layer. With output_stride 8
+            or 16 the last stages see a finer grid of the same image: there is nothing to dilate.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        stem: str = "patch",
+        downsample: str = "conv",
+        stem_channels: int = 32,
+        **kwargs,
+    ):
+        if stem not in STEMS or downsample not in DOWNSAMPLES:
+            raise ValueError(f"need stem in {STEMS} and downsample in {DOWNSAMPLES}, got {stem!r} and {downsample!r}")
+        timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in CONVNEXT_ARGS}
+        if "kernel_sizes" in timm_args:
+            raise TypeError("S4ND kernels span the whole grid: there is no kernel_sizes; l_max limits their support")
+        if stem == "s4nd" and timm_args.get("stem_type", "patch") != "patch":
+            raise ValueError(f"stem='s4nd' replaces the patch stem, got stem_type={timm_args['stem_type']!r}")
+        super().__init__(**timm_args)
+        self.img_size, self.patch_size = to_2tuple(img_size), timm_args.get("patch_size", 4)
+        dd = {"device": timm_args.get("device"), "dtype": timm_args.get("dtype")}
+        kernels = dict(kwargs, **dd)
+        grids = self._grids()
+        if stem == "s4nd":
+            width = self.feature_info[0]["num_chs"]
+            self.stem = nn.Sequential(
+                S4ND(
+                    self.in_chans,
+                    out_channels=stem_channels,
+                    base_size=self.img_size,
+                    **{"l_max": STEM_L_MAX, **kernels},
+                    pool=self.patch_size,
+                ),
+                *_pointwise_glu(stem_channels, width, **dd),
+                self.stem[-1],  # timm's norm
+            )
+        for i, stage in enumerate(self.stages):
+            if downsample == "s4nd" and not isinstance(stage.downsample, nn.Identity):
+                norm, conv = stage.downsample
+                stage.downsample = nn.Sequential(
+                    norm,
+                    S4ND(conv.in_channels, base_size=grids[i - 1], pool=conv.stride, **kernels),
+                    *_pointwise_glu(conv.in_channels, conv.out_channels, **dd),
+                )
+            for block in stage.blocks:
+                block.conv_dw = S4ND(block.conv_dw.in_channels, base_size=grids[i], **kernels)
+
+    def _grids(self) -> list[tuple[int, int]]:
+        """The grid of each stage at the trained size, without `output_stride`."""
+        grids = []
+        for i in range(len(self.stages)):
+            grids.append(tuple(n // (self.patch_size * 2**i) for n in self.img_size))
+        if 0 in grids[-1]:
+            raise ValueError(f"img_size must be at least {self.patch_size * 2**i} for {i + 1} stages, got {self.img_size}")
+        return grids
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """From now on the model counts as trained at img_size; there it computes what it did, but for a bandlimit."""
+        before, self.img_size = self.img_size, to_2tuple(img_size)
+        try:
+            grids = self._grids()
+        except ValueError:
+            self.img_size = before
+            raise
+        set_base_size(self.stem, self.img_size, rescale=True)
+        for i, stage in enumerate(self.stages):
+            set_base_size(stage.downsample, grids[i - 1], rescale=True)
+            set_base_size(stage.blocks, grids[i], rescale=True)
+        update_model_input_size(self, self.img_size)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that take no weight decay, for timm's optimizer factory."""
+        return no_weight_decay(self)
+
+
+def _pointwise_glu(in_chs: int, out_chs: int, **dd) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(in_chs, 2 * out_chs, 1, **dd), nn.GLU(dim=1)
+
+
+def _cfg(url: str = "", **kwargs) -> dict:
+    return {
+        "url": url,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "stem.0",
+        "classifier": "head.fc",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "s4nd_convnext_micro": _cfg(first_conv=None),  # its stem is an S4ND layer
+        "s4nd_convnext_tiny": _cfg(),
+        "s4nd_convnext_small": _cfg(),
+        "s4nd_convnext_base": _cfg(),
+        "convnext_micro": _cfg(),
+    }
+)
+
+
+def _create_convnext(model_cls: type[ConvNeXt], variant: str, pretrained: bool = False, **kwargs) -> ConvNeXt:
+    feature_cfg = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True)
+    return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+
+
+# S4-FouT, dt between 0.1 and 1 sample, layer scale 1e-6, stochastic depth up to 0.1: the paper's for ImageNet and Celeb-A.
+PAPER = dict(kernel="s4", init="fout", dt_min=0.1, dt_max=1.0, drop_path_rate=0.1)
+
+
+@register_model
+def s4nd_convnext_micro(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+    """3, 3, 3, 3 blocks of 64 to 512 channels, S4ND stem and downsampling: the paper's S4ND-ConvNeXt-M for Celeb-A, 9,644,206
+    parameters with 40 classes (3 less than the reference's, whose dense stem has a D that it does not use)."""
+    args = dict(PAPER, depths=(3, 3, 3, 3), dims=(64, 128, 256, 512), stem="s4nd", downsample="s4nd")
+    return _create_convnext(S4NDConvNeXt, "s4nd_convnext_micro", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def s4nd_convnext_tiny(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+    """3, 3, 9, 3 blocks of 96 to 768 channels: the paper's S4ND-ConvNeXt-T for ImageNet, 29,980,456 parameters."""
+    args = dict(PAPER, depths=(3, 3, 9, 3), dims=(96, 192, 384, 768))
+    return _create_convnext(S4NDConvNeXt, "s4nd_convnext_tiny", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def s4nd_convnext_small(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+    """3, 3, 27, 3 blocks of 96 to 768 channels."""
+    args = dict(PAPER, depths=(3, 3, 27, 3), dims=(96, 192, 384, 768))
+    return _create_convnext(S4NDConvNeXt, "s4nd_convnext_small", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def s4nd_convnext_base(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+    """3, 3, 27, 3 blocks of 128 to 1024 channels."""
+    args = dict(PAPER, depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024))
+    return _create_convnext(S4NDConvNeXt, "s4nd_convnext_base", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def convnext_micro(pretrained: bool = False, **kwargs) -> ConvNeXt:
+    """3, 3, 3, 3 blocks of 64 to 512 channels: the paper's ConvNeXt-M for Celeb-A, 9,237,608 parameters with 40 classes."""
+    args = dict(depths=(3, 3, 3, 3), dims=(64, 128, 256, 512), drop_path_rate=0.1)
+    return _create_convnext(ConvNeXt, "convnext_micro", pretrained, **dict(args, **kwargs))

@@ -1,0 +1,200 @@
+"""S4ND-ViT: timm's VisionTransformer with S4ND layers in place of self-attention, no class token and no position embedding.
+
+The mixer runs over the patches in raster order (`mixer_ndim=1`, the paper's) or over their grid (`mixer_ndim=2`).
+Nguyen et al. 2022, arXiv:2210.06583, section 4. Shapes: B batch, D embed_dim, the patches' grid (h, w).
+"""
+
+import inspect
+from functools import partial
+
+import torch
+from timm.layers import LayerNorm, trunc_normal_
+from timm.models import VisionTransformer, build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from s4nd import S4ND, no_weight_decay, set_base_size
+
+VIT_ARGS = inspect.signature(VisionTransformer).parameters
+# What makes no sense where every patch keeps its place: value in force, by argument.
+FIXED = dict(class_token=False, reg_tokens=0, pos_embed="none", patch_drop_rate=0.0)
+
+
+class PatchMixer(nn.Module):
+    """S4ND -> GELU -> Dropout -> Linear -> GLU over patches, (B, h, w, D) -> the same.
+
+    Args:
+        dim: D.
+        base_size: (h, w) in training.
+        ndim: 1 for the patches in raster order, 2 for their grid.
+        channels: kernels of the S4ND layer per channel.
+        drop: dropout rate.
+        s4nd_args: every other argument of S4ND.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        base_size: tuple[int, int],
+        ndim: int = 1,
+        channels: int = 2,
+        drop: float = 0.0,
+        device=None,
+        dtype=None,
+        **s4nd_args,
+    ):
+        super().__init__()
+        if ndim not in (1, 2):
+            raise ValueError(f"mixer_ndim must be 1 (patches in raster order) or 2 (their grid), got {ndim}")
+        dd = {"device": device, "dtype": dtype}
+        self.ndim = ndim
+        base_size = base_size if ndim == 2 else base_size[0] * base_size[1]
+        self.s4nd = S4ND(dim, ndim=ndim, base_size=base_size, channels=channels, **s4nd_args, **dd)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop)
+        self.proj = nn.Linear(dim * channels, 2 * dim, **dd)
+        self.glu = nn.GLU(dim=-1)
+        if not self.proj.weight.is_meta:
+            trunc_normal_(self.proj.weight, std=0.02)
+            nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """The arguments after x are those of timm's attention: this layer has no use for them."""
+        if attn_mask is not None or is_causal:
+            raise ValueError("S4ND has no attention mask; for a causal mixer build the model with bidirectional=False")
+        B, h, w, D = x.shape
+        if self.ndim == 1:
+            y = self.s4nd(x.reshape(B, h * w, D).transpose(1, 2))  # (B, channels D, h w)
+            y = y.transpose(1, 2).reshape(B, h, w, -1)
+        else:
+            y = self.s4nd(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.glu(self.proj(self.drop(self.act(y))))
+
+
+class S4NDViT(VisionTransformer):
+    """(B, in_chans, height, width) -> (B, num_classes), for any size (padded to whole patches).
+
+    Args:
+        mixer_ndim: 1 or 2, see `PatchMixer`.
+        channels: kernels of each S4ND layer per channel.
+        kwargs: every argument of timm's VisionTransformer but those of attention (accepted, not used), a class token, register
+            tokens, a position embedding and patch dropout (refused); the others go to every S4ND layer.
+    """
+
+    def __init__(self, mixer_ndim: int = 1, channels: int = 2, **kwargs):
+        timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in VIT_ARGS}
+        for name, value in FIXED.items():
+            if timm_args.setdefault(name, value) != value:
+                raise ValueError(f"the patches of an S4ND-ViT keep their places: {name} must be {value!r}, got {timm_args[name]!r}")
+        timm_args = {"dynamic_img_size": True, "dynamic_img_pad": True, "global_pool": "avg", "fc_norm": False} | timm_args
+        super().__init__(**timm_args, attn_layer=nn.Identity)
+        for block in self.blocks:
+            block.attn = PatchMixer(
+                self.embed_dim,
+                self.patch_embed.grid_size,
+                ndim=mixer_ndim,
+                channels=channels,
+                drop=timm_args.get("proj_drop_rate", 0.0),
+                device=timm_args.get("device"),
+                dtype=timm_args.get("dtype"),
+                **kwargs,
+            )
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """From now on the model counts as trained at img_size; there it computes what it did, but for a bandlimit."""
+        super().set_input_size(img_size, patch_size)
+        h, w = self.patch_embed.grid_size
+        for block in self.blocks:
+            set_base_size(block.attn, (h, w) if block.attn.ndim == 2 else h * w, rescale=True)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that take no weight decay, for timm's optimizer factory."""
+        return super().no_weight_decay() | no_weight_decay(self)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """The patches (B, h, w, D): they have places, and need no embedding of them."""
+        if x.ndim == 3:  # dynamic_img_size=False
+            x = x.unflatten(1, self.patch_embed.grid_size)
+        return self.pos_drop(x)
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B, in_chans, height, width) -> (B, h w, D), normalised."""
+        if attn_mask is not None or is_causal:
+            raise ValueError("S4ND has no attention mask; for a causal mixer build the model with bidirectional=False")
+        x = self.norm_pre(self._pos_embed(self.patch_embed(x)))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x).flatten(1, 2)
+
+    def forward_intermediates(self, x: Tensor, *args, output_fmt: str = "NCHW", **kwargs):
+        """As timm's; the final features are (B, h w, D)."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
+        found = super().forward_intermediates(x, *args, output_fmt="NLC", **kwargs)
+
+        def formatted(y: Tensor) -> Tensor:  # (B, h, w, D)
+            return y.flatten(1, 2) if output_fmt == "NLC" else y.permute(0, 3, 1, 2).contiguous()
+
+        if isinstance(found, dict):
+            found["image_intermediates"] = [formatted(y) for y in found["image_intermediates"]]
+            if "image_features" in found:
+                found["image_features"] = found["image_features"].flatten(1, 2)
+            return found
+        if isinstance(found, tuple):
+            return found[0].flatten(1, 2), [formatted(y) for y in found[1]]
+        return [formatted(y) for y in found]
+
+
+def _cfg(url: str = "", **kwargs) -> dict:
+    return {
+        "url": url,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "s4nd_vit_tiny_patch16_224": _cfg(),
+        "s4nd_vit_small_patch16_224": _cfg(),
+        "s4nd_vit_base_patch16_224": _cfg(),
+    }
+)
+
+
+def _create_vit(variant: str, pretrained: bool = False, **kwargs) -> S4NDViT:
+    # S4-LegS, dt between 0.001 and 0.1 patches, stochastic depth up to 0.1, norms as torch's: the paper's for ImageNet.
+    paper = dict(kernel="s4", init="legs", dt_min=0.001, dt_max=0.1, drop_path_rate=0.1)
+    args = dict(paper, patch_size=16, depth=12, norm_layer=partial(LayerNorm, eps=1e-5))
+    feature_cfg = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter")
+    return build_model_with_cfg(S4NDViT, variant, pretrained, feature_cfg=feature_cfg, **dict(args, **kwargs))
+
+
+@register_model
+def s4nd_vit_tiny_patch16_224(pretrained: bool = False, **kwargs) -> S4NDViT:
+    """12 x 192."""
+    return _create_vit("s4nd_vit_tiny_patch16_224", pretrained, **dict(dict(embed_dim=192, num_heads=3), **kwargs))
+
+
+@register_model
+def s4nd_vit_small_patch16_224(pretrained: bool = False, **kwargs) -> S4NDViT:
+    """12 x 384."""
+    return _create_vit("s4nd_vit_small_patch16_224", pretrained, **dict(dict(embed_dim=384, num_heads=6), **kwargs))
+
+
+@register_model
+def s4nd_vit_base_patch16_224(pretrained: bool = False, **kwargs) -> S4NDViT:
+    """12 x 768: the paper's S4ND-ViT-B, 88,786,408 parameters."""
+    return _create_vit("s4nd_vit_base_patch16_224", pretrained, **dict(dict(embed_dim=768, num_heads=12), **kwargs))
