@@ -82,7 +82,9 @@ class S4NDConvNeXt(ConvNeXt):
         for i in range(len(self.stages)):
             grids.append(tuple(n // (self.patch_size * 2**i) for n in self.img_size))
         if 0 in grids[-1]:
-            raise ValueError(f"img_size must be at least {self.patch_size * 2**i} for {i + 1} stages, got {self.img_size}")
+            raise ValueError(
+                f"img_size must be at least {self.patch_size * 2**i} for {i + 1} stages, got {self.img_size}"
+            )
         return grids
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:

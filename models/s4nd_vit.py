@@ -84,8 +84,14 @@ class S4NDViT(VisionTransformer):
         timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in VIT_ARGS}
         for name, value in FIXED.items():
             if timm_args.setdefault(name, value) != value:
-                raise ValueError(f"the patches of an S4ND-ViT keep their places: {name} must be {value!r}, got {timm_args[name]!r}")
-        timm_args = {"dynamic_img_size": True, "dynamic_img_pad": True, "global_pool": "avg", "fc_norm": False} | timm_args
+                got = timm_args[name]
+                raise ValueError(f"the patches of an S4ND-ViT keep their places: {name} must be {value!r}, got {got!r}")
+        timm_args = {
+            "dynamic_img_size": True,
+            "dynamic_img_pad": True,
+            "global_pool": "avg",
+            "fc_norm": False,
+        } | timm_args
         super().__init__(**timm_args, attn_layer=nn.Identity)
         for block in self.blocks:
             block.attn = PatchMixer(
@@ -124,10 +130,8 @@ class S4NDViT(VisionTransformer):
         if attn_mask is not None or is_causal:
             raise ValueError("S4ND has no attention mask; for a causal mixer build the model with bidirectional=False")
         x = self.norm_pre(self._pos_embed(self.patch_embed(x)))
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
+        saving = self.grad_checkpointing and not torch.jit.is_scripting()
+        x = checkpoint_seq(self.blocks, x) if saving else self.blocks(x)
         return self.norm(x).flatten(1, 2)
 
     def forward_intermediates(self, x: Tensor, *args, output_fmt: str = "NCHW", **kwargs):
