@@ -20,7 +20,7 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
     Raises:
         ValueError: the name is not registered with timm, or the model does not know one of model.args.
     """
-    name, size = config.model.name, config.stages[stage].size
+    name, size = config.model.name, config.stages[0].size
     if "/" in name or ":" in name or not is_model(name):  # names of hubs and folders would load code and weights
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -30,7 +30,8 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
         model = _create(name, args, size)
     except TypeError as error:
         raise ValueError(f"model {name} does not take model.args {config.model.args}: {error}") from error
-    set_bandlimit(model, config.stages[stage].bandlimit)
+    for i in range(stage + 1):  # as training did, so that what is not among the weights follows too
+        enter_stage(model, config, i)
     return model
 
 

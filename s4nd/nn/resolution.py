@@ -28,14 +28,18 @@ def set_base_size(model: nn.Module, size: int | Sequence[int | None] | None, *, 
     Args:
         size: samples along each axis at the layers, one value or one per axis; None: the axis extends.
         rescale: False only declares it: at `size` the layer now has rate 1, whatever it had before. True also multiplies dt
-            by the rate that the layer had at `size`, so that without a bandlimit it computes what it did: its kernels are
-            re-sampled for good.
+            by the rate that the layer had at `size`, and divides l_max by it, so that without a bandlimit it computes what it
+            did: its kernels are re-sampled for good.
     """
     for layer in layers(model):
         new = per_axis("base_size", size, layer.ndim)
         if rescale:
-            for axis, (kernel, n) in enumerate(zip(layer.kernels, new, strict=True)):
+            windows = list(layer.l_max)
+            for axis, (kernel, n, window) in enumerate(zip(layer.kernels, new, layer.l_max, strict=True)):
                 if n is not None:
-                    kernel.rescale(layer.rate(axis, n))
+                    rate = layer.rate(axis, n)
+                    kernel.rescale(rate)
+                    windows[axis] = window and max(1, round(window / rate))
+            layer.l_max = tuple(windows)
         layer.base_size = new
         layer._last_grid = None  # what `fuse` would take

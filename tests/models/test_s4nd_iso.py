@@ -124,3 +124,30 @@ def test_registered_models_are_listed():
     assert timm.list_models("s4nd_iso_*") == [f"s4nd_iso_{s}" for s in sizes]
     assert timm.list_models("conv_iso_*") == [f"conv_iso_{s}" for s in sizes]
     assert s4nd.models.s4nd_iso.__name__ == "s4nd.models.s4nd_iso"
+
+
+def small(**args):
+    torch.manual_seed(0)
+    return timm.create_model("s4nd_iso_tiny", **{"img_size": 8, "embed_dim": 8, "depth": 3, **args})
+
+
+def test_drop_path_grows_linearly_to_the_last_block():
+    blocks = small(drop_path_rate=0.4).blocks
+    assert isinstance(blocks[0].drop_path, torch.nn.Identity)
+    assert [round(b.drop_path.drop_prob, 6) for b in blocks[1:]] == [0.2, 0.4]
+
+
+def test_dropout_falls_on_whole_channels():
+    block = small(proj_drop_rate=0.5).train().blocks[0]
+    x = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(1))
+    dropped = (block(x) == x).flatten(2)  # where the residual branch is zero
+    assert 0 < dropped.all(-1).sum() < dropped[..., 0].numel()
+    assert torch.equal(dropped.all(-1), dropped.any(-1))
+
+
+def test_a_wrong_input_names_both_shapes():
+    model = small(in_chans=1)
+    with pytest.raises(ValueError, match=r"x must be \(B, 1, height, width\), got \(2, 3, 8, 8\)"):
+        model(torch.randn(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"x must be \(B, 1, height, width\), got \(2, 1, 8\)"):
+        model(torch.randn(2, 1, 8))

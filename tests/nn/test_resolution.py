@@ -137,3 +137,14 @@ def test_rescaled_base_size_keeps_the_answer_at_the_new_size_and_declared_one_do
 def test_bandlimit_must_be_positive():
     with pytest.raises(ValueError, match="bandlimit must be positive or None, got 0"):
         set_bandlimit(S4ND(3), 0)
+
+
+@pytest.mark.parametrize("size", [24, 10, 9])
+def test_rescaled_window_keeps_its_share_of_the_axis(size):
+    """A kernel that ends after 5 of 12 samples ends after 5/12 of any other grid that it is re-sampled to for good."""
+    layer = S4ND(3, ndim=1, d_state=4, base_size=12, l_max=5, dtype=torch.float64).eval()
+    u = torch.randn(1, 3, size, dtype=torch.float64)
+    expected = layer(u).detach()
+    set_base_size(layer, size, rescale=True)
+    assert layer.l_max == (round(5 * size / 12),)
+    torch.testing.assert_close(layer(u).detach(), expected, rtol=0, atol=1e-12 * expected.abs().max())
