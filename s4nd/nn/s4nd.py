@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from s4nd.conv import ALGORITHMS, lags, prepared_conv, separable_conv
+from s4nd.nn.cache import EvaluationCache, is_changing, state_of
 from s4nd.nn.deploy import FusedS4ND, fuse
 from s4nd.nn.kernels import KERNELS
 from s4nd.nn.kernels.side_by_side import alike, side_by_side
@@ -23,10 +24,6 @@ from s4nd.nn.pooling import average_pool
 from s4nd.nn.recurrent import step
 from s4nd.ops import BACKENDS
 from s4nd.ssm.align import check_align
-
-# Entries of a layer's cache in evaluation: two grids or so, each with its axes' kernels and its matrices, which on a large
-# grid are as large as two of the layer's inputs.
-CACHED = 8
 
 
 class S4ND(nn.Module):
@@ -133,7 +130,7 @@ class S4ND(nn.Module):
         self.D = nn.Parameter(torch.empty(channels, d_model, device=device, dtype=dtype)) if not out_channels else None
         if self.D is not None and not self.D.is_meta:
             nn.init.normal_(self.D)
-        self._cache: dict[tuple, tuple[tuple, Any]] = {}
+        self._cache = EvaluationCache()
         self._last_grid: tuple[int, ...] | None = None
 
     def reset_parameters(self) -> None:
@@ -156,41 +153,21 @@ class S4ND(nn.Module):
         """The 1-D kernels of an axis of n samples, by lag: (R, C, H, 2n - 1), C the outputs per input channel.
 
         In evaluation they are computed once: until the parameters, their device or dtype or the layer's settings change.
-        (A change of a parameter through `.data` leaves no trace; call `train()` after it.)
+        (A change of a parameter through `.data` leaves no trace; call `train()` after it. See nn/cache.py.)
         """
         return self._cached(("lags", axis, n), self.kernels[axis], lambda: self._compute_lags(axis, n))
 
     def _cached(self, key: tuple, module: nn.Module, compute: Callable[[], Any]) -> Any:
         """What `compute` returns, a function of the module's parameters; in evaluation it is kept."""
-        if self._is_changing(module):
+        if self.training or is_changing(module):
             return compute()
-        state = (
-            self.bandlimit,
-            self.base_size,
-            self.l_max,
-            self.align,
-            self.algorithm,
-            *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()),
-        )
-        if self._cache.get(key, (None,))[0] != state:
-            # Tensors made in inference mode could not take part in a backward pass later, to the input of a frozen layer.
-            with torch.inference_mode(False), torch.no_grad():
-                value = compute()
-            while len(self._cache) >= CACHED:
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[key] = state, value
-        return self._cache[key][1]
-
-    def _is_changing(self, module: nn.Module) -> bool:
-        """Whether what follows from the module's parameters must be computed anew: for their gradients, or for a compiler."""
-        if self.training or torch.compiler.is_compiling():
-            return True
-        return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+        settings = self.bandlimit, self.base_size, self.l_max, self.align, self.algorithm
+        return self._cache.get_or_compute(key, (*settings, *state_of(module)), compute)
 
     def _convolve(self, u: Tensor) -> Tensor:
         """(B, H, *axes) -> (B, C, H, *axes), the skip included."""
         size = u.shape[2:]
-        if self._is_changing(self):
+        if is_changing(self):
             return separable_conv(u, self._all_lags(size), self.D, algorithm=self.algorithm)
         # The best form depends on the batch, but roughly; each is right for any batch.
         key = "conv", size, len(u).bit_length(), u.dtype, u.device, torch.is_autocast_enabled(u.device.type)
@@ -199,7 +176,7 @@ class S4ND(nn.Module):
 
     def _all_lags(self, size: Sequence[int]) -> list[Tensor]:
         """`kernel_lags` of every axis; where they are not cached, those of axes that are alike are computed together."""
-        if torch.compiler.is_compiling() or not self._is_changing(self.kernels):
+        if torch.compiler.is_compiling() or not is_changing(self.kernels):
             return [self.kernel_lags(axis, n) for axis, n in enumerate(size)]
         found: dict[int, Tensor] = {}
         for axis, n in enumerate(size):
@@ -296,9 +273,6 @@ class S4ND(nn.Module):
     def _apply(self, fn, recurse: bool = True):
         self._cache.clear()
         return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_cache": {}}
 
     def extra_repr(self) -> str:
         names = ["d_model", "ndim", "d_state", "rank", "channels", "out_channels", "bidirectional", "base_size"]
