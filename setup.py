@@ -31,6 +31,7 @@ setup(
     extras_require={
         "video": ["decord2>=3.0"],
         "keops": ["pykeops>=2.2"],
+        "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
         "demo": ["scikit-image>=0.22", "matplotlib>=3.8", "pyarrow>=15.0"],
         "dev": [
             "pytest>=8.0",

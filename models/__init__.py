@@ -9,8 +9,21 @@ from timm.models import register_notrace_module
 
 from s4nd import S4ND
 
-from . import s4nd_convnext, s4nd_iso, s4nd_vit
+from . import s4nd_convnext, s4nd_convnext3d, s4nd_iso, s4nd_vit
+from .inflate import Inflation, inflate
+from .replace import replace
+from .stream import Stream, stream
 
 register_notrace_module(S4ND)  # a leaf of the fx graphs that timm extracts features with
 
-__all__ = ["s4nd_convnext", "s4nd_iso", "s4nd_vit"]
+__all__ = [
+    "Inflation",
+    "Stream",
+    "inflate",
+    "replace",
+    "s4nd_convnext",
+    "s4nd_convnext3d",
+    "s4nd_iso",
+    "s4nd_vit",
+    "stream",
+]

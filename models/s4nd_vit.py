@@ -59,15 +59,21 @@ class PatchMixer(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """The arguments after x are those of timm's attention: this layer has no use for them."""
-        if attn_mask is not None or is_causal:
-            raise ValueError("S4ND has no attention mask; for a causal mixer build the model with bidirectional=False")
-        B, h, w, D = x.shape
+        B, h, w, D = check_no_mask(x, attn_mask, is_causal).shape
         if self.ndim == 1:
             y = self.s4nd(x.reshape(B, h * w, D).transpose(1, 2))  # (B, channels D, h w)
             y = y.transpose(1, 2).reshape(B, h, w, -1)
         else:
             y = self.s4nd(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.glu(self.proj(self.drop(self.act(y))))
+
+
+@torch.fx.wrap  # a leaf of fx graphs, which have no branches
+def check_no_mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """x, if nothing is to be masked. In a trace is_causal may be a tensor, without a value."""
+    if attn_mask is not None or (not torch.jit.is_tracing() and is_causal):
+        raise ValueError("S4ND has no attention mask; for a causal mixer build the model with bidirectional=False")
+    return x
 
 
 class S4NDViT(VisionTransformer):
@@ -121,18 +127,17 @@ class S4NDViT(VisionTransformer):
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """The patches (B, h, w, D): they have places, and need no embedding of them."""
-        if x.ndim == 3:  # dynamic_img_size=False
-            x = x.unflatten(1, self.patch_embed.grid_size)
+        if not self.dynamic_img_size:  # then x is (B, h w, D)
+            h, w = self.patch_embed.grid_size
+            x = x.unflatten(1, (h, w))
         return self.pos_drop(x)
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, in_chans, height, width) -> (B, h w, D), normalised."""
-        if attn_mask is not None or is_causal:
-            raise ValueError("S4ND has no attention mask; for a causal mixer build the model with bidirectional=False")
-        x = self.norm_pre(self._pos_embed(self.patch_embed(x)))
-        saving = self.grad_checkpointing and not torch.jit.is_scripting()
-        x = checkpoint_seq(self.blocks, x) if saving else self.blocks(x)
-        return self.norm(x).flatten(1, 2)
+        x = self.norm_pre(self._pos_embed(self.patch_embed(check_no_mask(x, attn_mask, is_causal))))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self.norm(checkpoint_seq(self.blocks, x)).flatten(1, 2)
+        return self.norm(self.blocks(x)).flatten(1, 2)
 
     def forward_intermediates(self, x: Tensor, *args, output_fmt: str = "NCHW", **kwargs):
         """As timm's; the final features are (B, h w, D)."""

@@ -3,7 +3,9 @@
     y[b, c, h, m] = sum_r sum_w T_r^(1)[m_1, w_1] ... T_r^(D)[m_D, w_D] u[b, h, w] + D[c, h] u[b, h, m]
 
 T^(i) is the Toeplitz matrix of axis i, with the average pooling after the layer, if there is one, folded in (P T).
-On a small grid the sum over the rank, the tensor product and D are one matrix for the whole grid.
+On a small grid the sum over the rank, the tensor product and D are one matrix for the whole grid; on a long single axis, where
+each channel would have a large matrix, they are numbers between two matrices that all channels share, those of a discrete
+Fourier transform in real arithmetic.
 
 Shapes: B batch, H channels, C outputs per input channel (all outputs of the dense layer), R rank, w_i samples along axis i,
 m_i along axis i after pooling.
@@ -13,6 +15,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s4nd.conv.toeplitz import toeplitz_matrix
@@ -41,7 +44,7 @@ class FusedS4ND(nn.Module):
     """
 
     def __init__(
-        self, products: list["Product"], skip: Tensor | None, size: list[int], pool: list[int], depthwise: bool
+        self, products: list[nn.Module], skip: Tensor | None, size: list[int], pool: list[int], depthwise: bool
     ):
         super().__init__()
         self.products = nn.Sequential(*products)
@@ -64,14 +67,45 @@ class Product(nn.Module):
 
     def __init__(self, equation: str, matrix: Tensor):
         super().__init__()
-        self.equation = equation
-        self.register_buffer("matrix", matrix)
+        self.equation, self.shape = equation, list(matrix.shape)
+        self.register_buffer("matrix", matrix.flatten())  # to(memory_format=channels_last) would look for 4 axes
 
     def forward(self, u: Tensor) -> Tensor:
-        return torch.einsum(self.equation, self.matrix.to(u.dtype), u)
+        return torch.einsum(self.equation, self.matrix.view(self.shape).to(u.dtype), u)
 
     def extra_repr(self) -> str:
-        return f"{self.equation}, matrix={list(self.matrix.shape)}"
+        return f"{self.equation}, matrix={self.shape}"
+
+
+class Spectrum(nn.Module):
+    """Convolution along one axis, with pooling, as products with the transform there and back: (B, H, n) -> (B, C, H, m).
+
+    Args:
+        k: (C, H, 2n - 1) kernels by lag.
+        pool: p, m = n // p.
+    """
+
+    def __init__(self, k: Tensor, pool: int):
+        super().__init__()
+        n = (k.shape[-1] + 1) // 2
+        where = dict(dtype=torch.float64, device=k.device)
+        angle = (math.pi / n) * torch.arange(n, **where)[:, None] * torch.arange(n + 1, **where)  # of 2n samples
+        half = torch.tensor([0.5] + [1.0] * (n - 1) + [0.5], **where)
+        back = torch.cat([half * angle.cos(), -half * angle.sin()], dim=-1) / n  # (n, 2n + 2)
+        response = torch.fft.rfft(F.pad(k.double().roll(1 - n, -1)[..., :n], (0, n)), n=2 * n)
+        before = F.pad(k.double()[..., : n - 1], (n + 1, 0))  # lags -(n - 1) to -1, at the end
+        response = torch.view_as_real(response + torch.fft.rfft(before, n=2 * n)).movedim(-1, 0)
+        self.register_buffer("there", torch.cat([angle.cos(), -angle.sin()], dim=-1).to(k.dtype))
+        self.register_buffer("response", response.to(k.dtype).contiguous())  # (2, C, H, n + 1)
+        self.register_buffer("back", average_pool(back[None, None], [pool, 1])[0, 0].mT.to(k.dtype).contiguous())
+
+    def forward(self, u: Tensor) -> Tensor:
+        re, im = (u @ self.there.to(u.dtype)).unsqueeze(1).chunk(2, dim=-1)
+        a, b = self.response.to(u.dtype).unbind()
+        return torch.cat([re * a - im * b, re * b + im * a], dim=-1) @ self.back.to(u.dtype)
+
+    def extra_repr(self) -> str:
+        return f"response={list(self.response.shape)}, back={list(self.back.shape)}"
 
 
 @torch.fx.wrap
@@ -86,6 +120,11 @@ def check_grid(u: Tensor, size: list[int]) -> Tensor:
 @torch.no_grad()
 def fuse(layer: "S4ND", size: tuple[int, ...]) -> FusedS4ND:
     """The layer at the grid `size`, one entry per axis."""
+    if layer.ndim == 1 and layer.D is not None and size[0] > ONE_MATRIX:
+        k = layer.kernel_lags(0, size[0]).sum(0)  # (C, H, 2n - 1)
+        k[..., size[0] - 1] += layer.D
+        spectrum = Spectrum(k, layer.pool[0]).to(layer.D.dtype)
+        return FusedS4ND([spectrum], None, list(size), list(layer.pool), depthwise=True)
     matrices = [axis_matrix(layer, axis, n) for axis, n in enumerate(size)]
     skip = None if layer.D is None else layer.D.reshape(*layer.D.shape, *([1] * layer.ndim)).clone()
     if layer.ndim == 1 or math.prod(size) <= ONE_MATRIX:

@@ -13,10 +13,11 @@ import s4nd.models
 
 F64 = torch.float64
 NAMES = [n for n in timm.list_models() if model_entrypoint(n).__module__.startswith(s4nd.models.__name__)]
-# Every family in small: its arguments, and three sizes of images, of which the first is the trained one.
+# Every family in small: its arguments, and three sizes of images or clips, of which the first is the trained one.
 SMALL = {
     "iso": (dict(img_size=8, embed_dim=8, depth=3), [(8, 8), (7, 12), (5, 1)]),
     "convnext": (dict(depths=(1, 2, 1, 1), dims=(8, 8, 16, 16), ls_init_value=1.0), [(64, 64), (32, 96), (101, 70)]),
+    "3d": (dict(depths=(1, 2, 1, 1), dims=(8, 8, 16, 16), ls_init_value=1.0), [(8, 32, 32), (6, 32, 64), (5, 70, 40)]),
     "vit": (dict(img_size=32, patch_size=8, embed_dim=8, depth=3, num_heads=2), [(32, 32), (16, 48), (41, 30)]),
 }
 S4ND_ARGS = dict(d_state=4)
@@ -25,26 +26,36 @@ pytestmark = pytest.mark.parametrize("name", NAMES)
 
 
 def family(name):
-    return next(f for f in SMALL if f in name)
+    return "3d" if "3d" in name else next(f for f in SMALL if f in name)
+
+
+def has_stages(name):
+    return family(name) in ("convnext", "3d")
 
 
 def sizes(name):
     return SMALL[family(name)][1]
 
 
-def small(name, **args):
-    torch.manual_seed(0)
-    own = dict(SMALL[family(name)][0], num_classes=5)
+def arguments(name):
+    own = dict(SMALL[family(name)][0])
     if name.startswith("s4nd"):
         own |= S4ND_ARGS
     if name.startswith("s4nd_convnext"):
-        own["img_size"] = 64
-    return timm.create_model(name, **{**own, **args})
+        own["img_size"] = sizes(name)[0][-2:]
+    if name.startswith("s4nd_convnext3d"):
+        own["num_frames"] = sizes(name)[0][0]
+    return own
+
+
+def small(name, **args):
+    torch.manual_seed(0)
+    return timm.create_model(name, **{"num_classes": 5, **arguments(name), **args})
 
 
 def knows_its_size(name):
-    """All but timm's own ConvNeXt, a fully convolutional network."""
-    return name != "convnext_micro"
+    """All but the ConvNeXts of convolutions, which are fully convolutional."""
+    return name.startswith("s4nd") or family(name) == "iso"
 
 
 def images(*size, channels=3, dtype=torch.float32):
@@ -104,8 +115,8 @@ def test_reset_classifier_changes_classes_and_pooling(name):
 
 
 def test_features_only_equals_forward_intermediates(name):
-    height, width = sizes(name)[1]
-    x = images(height, width)
+    *frames, height, width = sizes(name)[1]
+    x = images(*frames, height, width)
     features = small(name, features_only=True, out_indices=(0, -2)).eval()
     whole = small(name).eval()
     expected = whole.forward_intermediates(x, indices=[0, len(whole.feature_info) - 2], intermediates_only=True)
@@ -114,10 +125,10 @@ def test_features_only_equals_forward_intermediates(name):
     for f, e, channels, stride in zip(
         found, expected, features.feature_info.channels(), features.feature_info.reduction(), strict=True
     ):
-        assert f.shape == (2, channels, height // stride, width // stride)
+        assert f.shape == (2, channels, *(n // 2 for n in frames), height // stride, width // stride)
         assert torch.equal(f, e)
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
-    last = whole.stages[-1] if family(name) == "convnext" else whole.blocks[-1]
+    last = whole.stages[-1] if has_stages(name) else whole.blocks[-1]
     assert count(features) <= count(whole) - count(last)  # what no chosen feature needs is gone
 
 
@@ -137,14 +148,14 @@ def test_forward_intermediates_keeps_timms_meaning_of_its_arguments(name):
 def test_stop_early_runs_no_further_block(name):
     model, x = small(name).eval(), images(*sizes(name)[0])
     expected = model.forward_intermediates(x, indices=[0], intermediates_only=True)
-    second = model.stages[1] if family(name) == "convnext" else model.blocks[1]
+    second = model.stages[1] if has_stages(name) else model.blocks[1]
     second.register_forward_hook(lambda *_: pytest.fail("it ran"))
     found = model.forward_intermediates(x, indices=[0], stop_early=True, intermediates_only=True)
     assert torch.equal(found[0], expected[0])
 
 
 def test_gradient_checkpointing_changes_no_gradient(name):
-    plain = small(name, drop_path_rate=0.0, **({"proj_drop_rate": 0.0} if family(name) == "iso" else {}))
+    plain = small(name, drop_rate=0.0, drop_path_rate=0.0, **({"proj_drop_rate": 0.0} if family(name) == "iso" else {}))
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
     x = images(*sizes(name)[0])
@@ -167,8 +178,8 @@ def test_group_matcher_takes_every_parameter_once(name):
 
 def test_no_weight_decay_is_what_the_tags_say(name):
     model = small(name)
-    if name == "convnext_micro":
-        pytest.skip("timm's own ConvNeXt has no such method, and no S4ND layers")
+    if not hasattr(model, "no_weight_decay"):
+        pytest.skip("timm's own ConvNeXt has no such method, and these no S4ND layers")
     own = (
         {"pos_embed", "cls_token", "reg_token", "dist_token"} if family(name) == "vit" else set()
     )  # timm's, absent here
@@ -193,14 +204,16 @@ def test_layer_decay_gives_deeper_blocks_a_larger_rate_and_keeps_the_tags(name):
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_set_input_size_keeps_the_function_at_that_size(name, number):
     if not knows_its_size(name):
-        pytest.skip("timm's ConvNeXt is fully convolutional: it knows no size")
+        pytest.skip("a fully convolutional network knows no size")
     size = sizes(name)[number]
     if family(name) == "vit":
         size = tuple(n // 8 * 8 for n in size)  # timm's patch embedding wants whole patches there
     model = small(name).eval().to(F64)
     x = images(*size, dtype=F64)
     expected = model(x)
-    model.set_input_size(size)
+    more = {"num_frames": size[0]} if family(name) == "3d" else {}
+    size = size[-2:]
+    model.set_input_size(size, **more)
     assert_close(model(x), expected, 1e-10)
     assert {layer.rate(0, n) for layer, n in grids(model, x)} == ({1.0} if name.startswith("s4nd") else set())
     assert get_model_input_config(model)["input_size"] == (3, *size)
@@ -218,8 +231,8 @@ def grids(model, x):
 
 def test_img_size_is_the_models_input_size(name):
     if not knows_its_size(name):
-        pytest.skip("timm's ConvNeXt is fully convolutional: it knows no size")
-    height, width = sizes(name)[1]
+        pytest.skip("a fully convolutional network knows no size")
+    height, width = sizes(name)[1][-2:]
     assert get_model_input_config(small(name, img_size=(height, width)))["input_size"] == (3, height, width)
 
 
@@ -244,9 +257,7 @@ def test_checkpoints_go_through_timms_loader_and_a_folder_in_the_hubs_layout(nam
     assert not loaded.missing_keys
     assert not loaded.unexpected_keys
     folder = tmp_path / "hub"
-    save_for_hf(
-        model, folder, model_args=dict(SMALL[family(name)][0], **(S4ND_ARGS if name.startswith("s4nd") else {}))
-    )
+    save_for_hf(model, folder, model_args=arguments(name))
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert torch.equal(again(x), expected)
 
@@ -274,7 +285,10 @@ def test_bf16_autocast_errs_by_roundings_only(name):
 def test_channels_last_computes_the_same(name):
     model, x = small(name).eval().to(F64), images(*sizes(name)[1], dtype=F64)
     expected = model(x)
-    assert_close(model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)), expected)
+    if family(name) == "3d":  # torch cannot convert a model that has weights of four axes too
+        assert_close(model(x.to(memory_format=torch.channels_last_3d)), expected)
+    else:
+        assert_close(model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)), expected)
 
 
 def test_dtype_argument_reaches_every_parameter(name):
