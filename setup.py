@@ -34,6 +34,8 @@ setup(
         "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
         "demo": ["scikit-image>=0.22", "matplotlib>=3.8", "pyarrow>=15.0"],
         "dev": [
+            "av>=12.0",
+            "decord2>=3.0",
             "pytest>=8.0",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",

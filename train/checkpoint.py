@@ -61,16 +61,26 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], Config, Meta]:
         FileNotFoundError: no such file.
         ValueError: a pickle, a damaged file, not a checkpoint of `s4nd train`, or a config that is not valid.
     """
+    tensors, metadata = read_tensors(path)
+    return tensors, *_parse_metadata(metadata, str(path))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of any safetensors file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a pickle, or a damaged file.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  safe_open is no mapping
     except SafetensorError as error:
         raise ValueError(_why_unreadable(path, error)) from None
-    return tensors, *_parse_metadata(metadata, str(path))
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, Config, Meta]:

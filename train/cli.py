@@ -1,19 +1,23 @@
-"""The command `s4nd`: train, and evaluate at several resolutions."""
+"""The command `s4nd`: train, evaluate at several resolutions, export."""
 
 import argparse
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .checkpoint import load_model, read_checkpoint
 from .config import load_config
-from .data import BadImage, build_dataset
+from .convert import convert_checkpoint
+from .data import LISTED_DATASETS, BadImage, build_dataset
 from .device import choose_device
 from .engine import DivergedError, train
+from .export import INSTALL, export_model
 from .resolution import Curve, conclusion, evaluate_sizes, plot, require_matplotlib, table
+from .watch import Top, watch
 
 USER_ERRORS = (ValueError, KeyError, OSError, ImportError, BadImage, DivergedError)
 
@@ -41,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"s4nd {_version()}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, metavar="train|eval")
+    commands = parser.add_subparsers(required=True, metavar="train|eval|export|convert|watch")
 
     training = commands.add_parser("train", parents=[common], help="train a model", description="Train a model.")
     training.add_argument("config", help="YAML file, such as configs/photos/s4nd_iso_tiny.yaml")
@@ -51,15 +55,47 @@ def _parser() -> argparse.ArgumentParser:
     testing = commands.add_parser("eval", parents=[common], help="accuracy at several resolutions, as table and plot")
     testing.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="such as runs/NAME/best.safetensors")
     testing.add_argument("--sizes", nargs="+", type=int, required=True, help="pixels per side, such as 16 24 32 48")
+    testing.add_argument(
+        "--frames", nargs="+", type=int, help="of a clip of unchanged duration, such as 8 16; videos only"
+    )
     testing.add_argument("--data", metavar="NAME", help="data set; default: the checkpoint's")
     testing.add_argument("--root", help="its folder or file; default: the checkpoint's")
-    testing.add_argument("--limit", type=int, help="use this many test images at most")
-    testing.add_argument("--batch-size", type=int, default=32, help="images at a time; more is faster on a GPU")
+    testing.add_argument("--limit", type=int, help="use this many test images or videos at most")
+    testing.add_argument(
+        "--batch-size", type=int, default=32, help="images or clips at a time; more is faster on a GPU"
+    )
     testing.add_argument("--workers", type=int, default=0, help="loader processes")
     testing.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     testing.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
     testing.add_argument("--out", help="the plot; default: resolution.png beside the first checkpoint")
     testing.set_defaults(command=_eval)
+
+    exporting = commands.add_parser(
+        "export", parents=[common], help="a file that runs without s4nd, for one image size"
+    )
+    exporting.add_argument("checkpoint", metavar="CHECKPOINT", help="such as runs/NAME/best.safetensors")
+    exporting.add_argument("out", metavar="OUT", help="model.onnx, or model.pt2 for torch.export")
+    exporting.add_argument("--size", nargs="+", type=int, help="pixels per side, or height and width; default: trained")
+    exporting.add_argument("--opset", type=int, help="ONNX opset; default: the exporter's")
+    exporting.set_defaults(command=_export)
+
+    converting = commands.add_parser(
+        "convert", parents=[common], help="weights of the reference implementation as ours"
+    )
+    converting.add_argument("reference", metavar="REFERENCE", help="its .ckpt, .pt, .pth or .safetensors")
+    converting.add_argument("out", metavar="OUT", help="the .safetensors file to write, for timm")
+    converting.add_argument("--model", metavar="NAME", required=True, help="such as s4nd_convnext_tiny")
+    converting.add_argument("--arg", nargs="+", action="extend", default=[], metavar="key=value", help="of the model")
+    converting.set_defaults(command=_convert)
+
+    watching = commands.add_parser(
+        "watch", parents=[common], help="the running answer of a causal video model while a file decodes"
+    )
+    watching.add_argument("checkpoint", metavar="CHECKPOINT", help="such as runs/NAME/best.safetensors")
+    watching.add_argument("video", metavar="VIDEO", help="a video file")
+    watching.add_argument("--every", type=int, default=1, metavar="N", help="print every N-th answer, and the last")
+    watching.add_argument("--top", type=int, default=5, metavar="K", help="print the K likeliest classes")
+    watching.set_defaults(command=_watch)
     return parser
 
 
@@ -74,23 +110,67 @@ def _train(args: argparse.Namespace) -> None:
 def _eval(args: argparse.Namespace) -> None:
     require_matplotlib()  # before the minutes of computing
     device = choose_device(args.device)
-    curves = [_curve(path, name, args, device) for path, name in zip(args.checkpoints, _names(args), strict=True)]
+    named = zip(args.checkpoints, _names(args), strict=True)
+    curves = [curve for path, name in named for curve in _curves(path, name, args, device)]
     print(table(curves))
     print(f"plot: {plot(curves, args.out or Path(args.checkpoints[0]).with_name('resolution.png'))}")
     print(conclusion(curves))
 
 
-def _curve(path: str, name: str, args: argparse.Namespace, device) -> Curve:
+def _export(args: argparse.Namespace) -> None:
+    done = export_model(args.checkpoint, args.out, args.size, args.opset)
+    height, width = done.size
+    checked = (
+        f"not checked: {INSTALL}" if done.difference is None else f"difference {done.difference:.0e} of the largest"
+    )
+    print(f"{done.path}: {height} x {width} pixels, any batch; logits: {checked}")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    done = convert_checkpoint(args.reference, args.out, args.model, args.arg)
+    print(f"{done.path}: {done.tensors} tensors of {done.model}")
+    if done.unused:
+        print(f"left out, the reference does not use them: {', '.join(done.unused)}")
+    settings = "".join(f", {name}={value!r}" for name, value in done.args.items())
+    print(f"load it with timm.create_model({done.model!r}{settings}, checkpoint_path={str(done.path)!r})")
+
+
+def _watch(args: argparse.Namespace) -> None:
+    def show(seconds: float, top: Top) -> None:
+        classes = "  ".join(f"{name} {100 * p:.1f} %" for name, p in top)
+        print(f"{seconds:8.2f} s  {classes}", flush=True)
+
+    watch(args.checkpoint, args.video, show, args.every, args.top)
+
+
+def _curves(path: str, name: str, args: argparse.Namespace, device) -> list[Curve]:
+    """The curve of a checkpoint, or for videos one for each of args.frames."""
     model, config, meta = load_model(path)
     data = config.data
+    source = replace(data, name=args.data or data.name)
+    if (source.sampling() is None) != (data.sampling() is None):
+        raise ValueError(
+            f"{path} was trained on {data.name}, and {source.name} is not of the same kind: images or videos"
+        )
+    if args.frames and data.sampling() is None:
+        raise ValueError(f"--frames is for videos, and {path} was trained on the images of {data.name}")
     root = args.root if args.root or args.data else data.root
     limit = data.test_limit if args.limit is None else args.limit
-    dataset = build_dataset(args.data or data.name, root, "test", limit=limit)
+    lists = data.lists if source.name in LISTED_DATASETS else None
+    dataset = build_dataset(source.name, root, "test", limit=limit, lists=lists, official_split=data.split)
     if list(dataset.classes) != meta.classes:
         raise ValueError(f"{path} was trained on the classes {meta.classes}, the data has {list(dataset.classes)}")
     settings = {"batch_size": args.batch_size, "workers": args.workers, "device": device, "skip_bad": args.skip_bad}
-    accuracy = evaluate_sizes(model, dataset, sorted(set(args.sizes)), **settings)
-    return Curve(name, config.stages[meta.stage].size, accuracy)
+    sizes, trained_size = sorted(set(args.sizes)), config.stages[meta.stage].size
+    if data.sampling() is None:
+        return [Curve(name, trained_size, evaluate_sizes(model, dataset, sizes, **settings))]
+    curves = []
+    for frames in sorted(set(args.frames or [data.frames])):
+        sampling = replace(data.sampling(), frames=frames)
+        accuracy = evaluate_sizes(model, dataset, sizes, sampling=sampling, **settings)
+        print(f"{name}: {sampling.protocol()}")
+        curves.append(Curve(f"{name}, {frames} frames" if args.frames else name, trained_size, accuracy))
+    return curves
 
 
 def _names(args: argparse.Namespace) -> list[str]:

@@ -14,6 +14,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .data import VIDEO_DATASETS, ClipSampling
+
 
 @dataclass
 class DataConfig:
@@ -26,6 +28,22 @@ class DataConfig:
     hflip: bool = True
     pad: float = 0.0  # random crop after padding by this fraction of the size
     workers: int = 0  # loader processes per training process
+    # For videos only:
+    lists: str | None = None  # folder of the official split files of hmdb51 and ucf101
+    split: int = 1  # which of the official splits
+    frames: int = 30  # of a clip
+    seconds: float = 2.0  # duration of a clip
+    clips: int | None = None  # of a video at test time; None: as many as cover it
+    scale: float = 1.25  # random shorter side before the crop, at most this many times the size
+    randaugment: int | None = None  # magnitude, 0 to 30; None is off
+    gamma: float = 1.0  # pixels (0 to 1) to this power; below 1 brightens
+    subtract_still: bool = False  # then leave only what moves, on grey
+
+    def sampling(self) -> ClipSampling | None:
+        """What becomes of a video; None for images."""
+        if self.name not in VIDEO_DATASETS:
+            return None
+        return ClipSampling(**{f.name: getattr(self, f.name) for f in fields(ClipSampling)})
 
 
 @dataclass
@@ -34,6 +52,14 @@ class ModelConfig:
 
     name: str = "s4nd_iso_tiny"
     args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class InitConfig:
+    """Weights to begin with: a checkpoint of `s4nd train`, or safetensors with a model's state dict, such as timm's."""
+
+    inflate: str | None = None  # of an image model, for a video model; see models/inflate.py
+    weights: str | None = None  # of the same model; a classifier of other classes stays as drawn
 
 
 @dataclass
@@ -70,6 +96,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     stages: list[StageConfig] = field(default_factory=list)
+    init: InitConfig = field(default_factory=InitConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch_size: int = 128  # images per step, over all processes
@@ -83,6 +110,10 @@ class Config:
     resume: str | None = None  # None, "auto" or another run directory
     device: str = "auto"
 
+
+VIDEO_KEYS = ("lists", "split", *(f.name for f in fields(ClipSampling)))
+
+POSITIVE = ("optim.lr", "optim.clip_grad", "data.seconds", "data.gamma")
 
 # What the trainer decides itself, and what would load weights or code from elsewhere.
 RESERVED_ARGS = {
@@ -209,6 +240,13 @@ def _problems(config: Config) -> Iterable[str]:
         ("data.test_limit", data.test_limit, 1, None),
         ("data.pad", data.pad, 0, 1),
         ("data.workers", data.workers, 0, None),
+        ("data.split", data.split, 1, 3),
+        ("data.frames", data.frames, 1, None),
+        ("data.seconds", data.seconds, 0, None),
+        ("data.clips", data.clips, 1, None),
+        ("data.scale", data.scale, 1, None),
+        ("data.randaugment", data.randaugment, 0, 30),
+        ("data.gamma", data.gamma, 0, None),
         ("optim.lr", optim.lr, 0, None),
         ("optim.weight_decay", optim.weight_decay, 0, None),
         ("optim.ssm_lr", optim.ssm_lr, 0, None),
@@ -228,9 +266,21 @@ def _problems(config: Config) -> Iterable[str]:
     for key, value, low, high in ranges:
         if value is not None and not (low <= value and (high is None or value <= high) and value < float("inf")):
             yield f"{key} must be {f'in [{low}, {high}]' if high is not None else f'at least {low}'}, got {value}"
-    for key, value in (("optim.lr", optim.lr), ("optim.clip_grad", optim.clip_grad)):
-        if value == 0:
+    for key, value, *_ in ranges:
+        if key in POSITIVE and value == 0:
             yield f"{key} must be positive, got 0"
+    if data.name in VIDEO_DATASETS:
+        if config.cutmix:
+            yield "cutmix is for images: it would paste a part of one clip's time into another; use mixup for videos"
+        if data.pad:
+            yield "data.pad is for images: clips are cropped at random after data.scale"
+    else:
+        default = DataConfig()
+        for key in VIDEO_KEYS:
+            if getattr(data, key) != getattr(default, key):
+                yield f"data.{key} is for videos ({', '.join(VIDEO_DATASETS)}), and data.name is {data.name}"
+    if config.init.inflate is not None and config.init.weights is not None:
+        yield "init.inflate and init.weights are two beginnings: set one of them"
     if not config.stages:
         yield "stages must hold at least one stage such as {size: 16, epochs: 8}, got none"
     for i, stage in enumerate(config.stages):

@@ -1,7 +1,7 @@
 """The training loop: stages of (size, epochs, bandlimit), evaluated, logged and saved after every epoch.
 
 Launched by `torchrun --nproc-per-node N -m s4nd.train.cli train CONFIG` it is data-parallel: `batch_size` is the number
-of images per step over all processes, and every step sees the same images as with one process.
+of images or clips per step over all processes, and every step sees the same images as with one process.
 """
 
 import math
@@ -24,6 +24,7 @@ from .config import Config
 from .data import build_dataset, make_loader
 from .device import choose_device
 from .evaluate import Score, evaluate, sum_over_processes
+from .initial import initialise
 from .logs import RunLog, summary_line
 from .model import build_model, enter_stage, to_input
 from .optim import create_optimizer, create_schedule
@@ -48,7 +49,9 @@ def train(config: Config) -> Path:
     place = init_distributed_device_so(str(choose_device(config.device)))
     try:
         trainer = Trainer(config, torch.device(place["device"]), place["global_rank"], place["world_size"])
-        if state is not None:
+        if state is None:
+            trainer.initialise()
+        else:
             trainer.restore(state)
         folder.mkdir(parents=True, exist_ok=True)
         trainer.fit(folder)
@@ -76,8 +79,9 @@ class Trainer:
         if rank > 0:
             dist.barrier()  # the first process alone downloads what is to be downloaded
         data = config.data
-        self.train_set = build_dataset(data.name, data.root, "train", limit=data.train_limit)
-        self.test_set = build_dataset(data.name, data.root, "test", limit=data.test_limit)
+        source = {"lists": data.lists, "official_split": data.split}
+        self.train_set = build_dataset(data.name, data.root, "train", limit=data.train_limit, **source)
+        self.test_set = build_dataset(data.name, data.root, "test", limit=data.test_limit, **source)
         if rank == 0 and world_size > 1:
             dist.barrier()
         if self.train_set.classes != self.test_set.classes:
@@ -92,9 +96,21 @@ class Trainer:
         self.epoch = self.step = 0
         self.stage, self.best = -1, -1.0
 
+    def initialise(self) -> None:
+        """Begin with the weights that config.init names."""
+        done = initialise(self.model, self.config)
+        if done is not None and self.ema:
+            self.ema.module.load_state_dict(self.model.state_dict())
+        if done is not None and self.rank == 0:
+            print(done, flush=True)
+
     def fit(self, folder: Path) -> None:
         """Train the epochs that are left, and write into `folder`."""
         log = RunLog(folder, self.epoch) if self.rank == 0 else None
+        sampling = self.config.data.sampling()
+        if log is not None and sampling is not None:
+            log.board.add_text("protocol", sampling.protocol())
+            print(sampling.protocol(), flush=True)
         for stage, epoch_of_stage in self.plan()[self.epoch :]:
             if stage != self.stage:
                 self.enter(stage)
@@ -143,6 +159,7 @@ class Trainer:
             workers=data.workers,
             hflip=data.hflip,
             pad=data.pad,
+            sampling=data.sampling(),
             rank=self.rank,
             world_size=self.world_size,
             skip_bad=True,
@@ -182,7 +199,7 @@ class Trainer:
             yield batch
 
     def train_step(self, images: Tensor, labels: Tensor) -> float:
-        """One update on uint8 images (B, 3, H, W) and labels (B,); returns the loss."""
+        """One update on uint8 images (B, 3, H, W), or clips (B, 3, T, H, W), and labels (B,); returns the loss."""
         images, labels = to_input(images, self.model, self.device), labels.to(self.device, non_blocking=True)
         if self.mixup:
             images, labels = self.mixup(images, labels)
@@ -215,7 +232,8 @@ class Trainer:
 
     def test(self) -> Score:
         """Score of `weights()` on the test split, at the size of the stage."""
-        return evaluate(self.weights(), self.loader(self.test_set, self.stage, train=False), self.device)
+        batches = self.loader(self.test_set, self.stage, train=False)
+        return evaluate(self.weights(), batches, self.device, at_once=self.config.batch_size // self.world_size)
 
     def save(self, folder: Path, score: Score) -> None:
         """Write last.safetensors, and best.safetensors if this epoch is the best of its stage."""

@@ -1,5 +1,6 @@
 """Accuracy and loss of a model over a loader, summed over the processes of a distributed run."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from .model import to_input
 
 
 class Score(NamedTuple):
-    """Means over all images: accuracy (top-1, 0 to 1), loss (cross entropy in nats), and their number."""
+    """Means over all images or videos: accuracy (top-1, 0 to 1), loss (cross entropy in nats), and their number."""
 
     accuracy: float
     loss: float
@@ -27,8 +28,13 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Score:
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, at_once: int = 128
+) -> Score:
     """Score a model on batches of uint8 images (B, 3, H, W) and labels (B,). Leaves the model in eval mode.
+
+    Or on all clips (K, 3, T, H, W) of one video and its label (1,): the video's probabilities are the means over its clips,
+    of which the model sees `at_once` at a time.
 
     Raises:
         ValueError: there was no image.
@@ -37,7 +43,11 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device:
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     for images, labels in batches:
         labels = labels.to(device, non_blocking=True)
-        logits = model(to_input(images, model, device)).float()
+        if images.ndim == 4:
+            logits = model(to_input(images, model, device)).float()
+        else:
+            parts = [model(to_input(clips, model, device)).float() for clips in images.split(at_once)]
+            logits = torch.cat(parts).log_softmax(-1).logsumexp(0, keepdim=True) - math.log(len(images))  # their mean
         correct = (logits.argmax(-1) == labels).sum()
         loss = F.cross_entropy(logits, labels, reduction="sum")
         totals += torch.stack([correct.double(), loss.double(), torch.tensor(len(labels), device=device).double()])

@@ -20,14 +20,16 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
     Raises:
         ValueError: the name is not registered with timm, or the model does not know one of model.args.
     """
-    name, size = config.model.name, config.stages[0].size
+    name, grid = config.model.name, {"img_size": config.stages[0].size}
+    if config.data.sampling() is not None:
+        grid["num_frames"] = config.data.frames
     if "/" in name or ":" in name or not is_model(name):  # names of hubs and folders would load code and weights
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"model.name={name!r} is not a model of timm's registry{hint}")
     args = {"pretrained": False, "num_classes": num_classes, **config.model.args}
     try:
-        model = _create(name, args, size)
+        model = _create(name, args, grid)
     except TypeError as error:
         raise ValueError(f"model {name} does not take model.args {config.model.args}: {error}") from error
     for i in range(stage + 1):  # as training did, so that what is not among the weights follows too
@@ -35,11 +37,11 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
     return model
 
 
-def _create(name: str, args: dict, size: int) -> nn.Module:
+def _create(name: str, args: dict, grid: dict[str, int]) -> nn.Module:
     try:
-        return timm.create_model(name, img_size=size, **args)
+        return timm.create_model(name, **{**grid, **args})
     except TypeError as error:
-        if "img_size" not in str(error):
+        if not any(key in str(error) for key in grid):
             raise
         return timm.create_model(name, **args)  # fully convolutional models of timm know no size
 
@@ -52,6 +54,11 @@ def enter_stage(model: nn.Module, config: Config, stage: int) -> None:
 
 
 def to_input(images: Tensor, model: nn.Module, device: torch.device) -> Tensor:
-    """uint8 (B, 3, H, W) to the input on `device`: scaled to [0, 1], then by the mean and std of pretrained_cfg."""
+    """uint8 images (B, 3, H, W) or clips (B, 3, T, H, W) to the input on `device`.
+
+    They are scaled to [0, 1], then by the mean and std of pretrained_cfg.
+    """
     images = images.to(device, non_blocking=True).float().div_(255)
-    return normalize(images, list(model.pretrained_cfg["mean"]), list(model.pretrained_cfg["std"]), inplace=True)
+    pixels = images if images.ndim == 4 else images.transpose(1, 2)  # the channels third from last
+    normalize(pixels, list(model.pretrained_cfg["mean"]), list(model.pretrained_cfg["std"]), inplace=True)
+    return images

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .data import make_loader
+from .data import ClipSampling, make_loader
 from .evaluate import evaluate
 
 
@@ -29,14 +29,17 @@ def evaluate_sizes(
     workers: int = 0,
     device: torch.device | str = "cpu",
     skip_bad: bool = False,
+    sampling: ClipSampling | None = None,
 ) -> dict[int, float]:
     """Accuracy of a model on a data set rendered at each size.
 
     Args:
-        model: takes any size (B, 3, size, size); moved to `device` and left in eval mode.
+        model: takes (B, 3, size, size) of any size, or (B, 3, frames, size, size); moved to `device`, left in eval mode.
         dataset: of `build_dataset`.
         sizes: pixels per side.
+        batch_size: images, or clips, at a time.
         skip_bad: leave out images that cannot be read; otherwise they raise BadImage.
+        sampling: of the clips, for a data set of videos; None for images.
 
     Returns:
         {size: accuracy, 0 to 1}.
@@ -58,9 +61,10 @@ def evaluate_sizes(
             workers=workers,
             hflip=False,
             pad=0.0,
+            sampling=sampling,
             skip_bad=skip_bad,
         )
-        accuracy[size] = evaluate(model, batches, device).accuracy
+        accuracy[size] = evaluate(model, batches, device, at_once=batch_size).accuracy
     return accuracy
 
 

@@ -1,5 +1,6 @@
-"""A small data set of generated images in folders, and the config that trains on it in seconds."""
+"""A small data set of generated images in folders, the config that trains on it in seconds, and small videos."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,36 @@ def write_config(tmp_path, folder):
         more = "".join(f", {key}: {value}" for key, value in args.items())
         path = tmp_path / f"{model}.yaml"
         path.write_text(CONFIG.format(root=folder, model=model, args=more, out=tmp_path / "run" / model))
+        return path
+
+    return write
+
+
+CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".avi": "mpeg4", ".webm": "libvpx"}
+
+
+@pytest.fixture
+def write_video(tmp_path):
+    """write_video(name, count, fps=30, height=64, width=80, noise=True, grey=...) -> path below tmp_path.
+
+    Frame i is of grey `grey(i)`, by default 8 i; its left half is noise, so that a file is large enough to be damaged.
+    """
+    av = pytest.importorskip("av", reason="needs PyAV to write videos")
+
+    def write(name, count, fps=30, height=64, width=80, noise=True, grey=lambda i: 8 * i) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            rate = Fraction(fps).limit_denominator(1001)
+            stream = container.add_stream(CODECS[path.suffix], rate=rate)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.bit_rate = 4_000_000
+            for i in range(count):
+                frame = np.full((height, width, 3), min(grey(i), 255), dtype=np.uint8)
+                if noise:
+                    frame[:, : width // 2] = np.random.default_rng(i).integers(0, 256, (height, width // 2, 1))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
         return path
 
     return write

@@ -1,10 +1,12 @@
-"""Data sets of images at their native size, and loaders that render them at any other.
+"""Data sets of images at their native size and of video files, and loaders that render them at any other size.
 
-build_dataset       a data set by name: photos (embedded), cifar10, cifar100, parquet, folder
+build_dataset       a data set by name: photos (embedded), cifar10, cifar100, parquet, folder; video, hmdb51, ucf101
 make_loader         batches of one epoch at one size; uint8, normalised later on the device
-Resized             the view behind it: rendering, flips and shifts
-ImageDataset        what a data set is
-BadImage            raised for an image that cannot be read
+Resized, Clips      the views behind it: rendering, flips and shifts of images; clips of videos
+ClipSampling        how clips are taken from a video
+ImageDataset        what a data set of images is
+VideoDataset        what a data set of videos is
+BadImage, BadVideo  raised for an image or a video that cannot be read
 """
 
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from .cifar import Cifar
+from .clips import Clips, ClipSampling
 from .dataset import BalancedPart, Cached, ImageDataset
 from .folder import Folder
 from .images import BadImage
@@ -19,44 +22,82 @@ from .loader import ImageLoader, make_loader
 from .parquet import Parquet
 from .photos import Photos
 from .resized import Resized
+from .video import BadVideo, require_decord
+from .video_sets import HMDB51, UCF101, VideoDataset, VideoFolder
 
-__all__ = ["DATASETS", "BadImage", "ImageDataset", "ImageLoader", "Resized", "build_dataset", "make_loader"]
+__all__ = [
+    "DATASETS",
+    "LISTED_DATASETS",
+    "VIDEO_DATASETS",
+    "BadImage",
+    "BadVideo",
+    "ClipSampling",
+    "Clips",
+    "ImageDataset",
+    "ImageLoader",
+    "Resized",
+    "VideoDataset",
+    "build_dataset",
+    "make_loader",
+]
 
-DATASETS: dict[str, Callable[[str | Path, str], ImageDataset]] = {
+DATASETS: dict[str, Callable[[str | Path, str], ImageDataset | VideoDataset]] = {
     "photos": lambda root, split: Photos(split),
     "cifar10": lambda root, split: Cifar("cifar10", root, split),
     "cifar100": lambda root, split: Cifar("cifar100", root, split),
     "parquet": Parquet,
     "folder": Folder,
+    "video": VideoFolder,
 }
+LISTED_DATASETS: dict[str, Callable[[str | Path, str, str | Path, int], VideoDataset]] = {
+    "hmdb51": HMDB51,
+    "ucf101": UCF101,
+}
+VIDEO_DATASETS = ("video", *LISTED_DATASETS)
 SPLITS = ("train", "test")
 
 
-def build_dataset(name: str, root: str | Path | None, split: str, limit: int | None = None) -> ImageDataset:
+def build_dataset(
+    name: str,
+    root: str | Path | None,
+    split: str,
+    limit: int | None = None,
+    lists: str | Path | None = None,
+    official_split: int = 1,
+) -> ImageDataset | VideoDataset:
     """A data set by its name.
 
     Args:
-        name: a key of DATASETS.
+        name: a key of DATASETS or LISTED_DATASETS.
         root: folder of the data; None for "photos", which come with scikit-image.
         split: "train" or "test".
-        limit: only so many images: the first ones of a fixed shuffle that takes the classes in turn.
+        limit: only so many images or videos: the first ones of a fixed shuffle that takes the classes in turn.
+        lists, official_split: folder of the official split files, and which of the splits; for LISTED_DATASETS.
 
     Raises:
         KeyError: unknown name.
-        ValueError: unknown split, no root or a needless one, or data of another layout.
+        ValueError: unknown split, no root or a needless one, no lists or needless ones, or data of another layout.
         FileNotFoundError: the data is not there.
         ImportError: a package that the data needs is not installed.
     """
-    if name not in DATASETS:
-        near = get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(DATASETS)}"
+    known = [*DATASETS, *LISTED_DATASETS]
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         raise KeyError(f"data set {name!r} is unknown; {hint}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if (root is None) != (name == "photos"):
         needed = "takes no root" if name == "photos" else "needs the folder of the data as root"
         raise ValueError(f"data set {name} {needed}, got {root}")
-    dataset = DATASETS[name](root, split)
+    if (lists is None) != (name not in LISTED_DATASETS):
+        needed = "needs the folder of its official split files as" if name in LISTED_DATASETS else "takes no"
+        raise ValueError(f"data set {name} {needed} lists, got {lists}")
+    if name in VIDEO_DATASETS:
+        require_decord()  # before anything else takes time
+    dataset = (
+        DATASETS[name](root, split) if lists is None else LISTED_DATASETS[name](root, split, lists, official_split)
+    )
     if limit is not None:
         dataset = BalancedPart(dataset, limit)
     return Cached(dataset) if name in ("parquet", "folder") else dataset

@@ -9,7 +9,6 @@ from torchvision.datasets import DatasetFolder
 from .dataset import ImageDataset
 from .images import read_image
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")  # in upper case too
 FOLDERS = {"train": ("train",), "test": ("val", "test")}
 
 
@@ -21,9 +20,12 @@ class Folder(ImageDataset):
         ValueError: the classes for testing are not those for training.
     """
 
+    kind = "image"
+    extensions: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp")  # in upper case too
+
     def __init__(self, root: str | Path, split: str):
-        folder = find_split(Path(root), split)
-        files = DatasetFolder(str(folder), read_image, extensions=EXTENSIONS)
+        folder = find_split(Path(root), split, self.kind, self.extensions)
+        files = DatasetFolder(str(folder), read_image, extensions=self.extensions)
         self.classes = files.classes
         self.paths = np.array([path for path, _ in files.samples])  # one array: forked workers do not copy it
         self.labels = np.array(files.targets, dtype=np.int64)
@@ -38,7 +40,7 @@ class Folder(ImageDataset):
         return read_image(str(self.paths[index])), int(self.labels[index])
 
 
-def find_split(root: Path, split: str) -> Path:
+def find_split(root: Path, split: str, kind: str, extensions: tuple[str, ...]) -> Path:
     """The folder of a split.
 
     Raises:
@@ -48,7 +50,7 @@ def find_split(root: Path, split: str) -> Path:
         if (root / name).is_dir():
             return root / name
     found = ", ".join(sorted(path.name for path in root.iterdir())[:8]) if root.is_dir() else "no such folder"
-    needed = " or ".join(f"{root / name}/CLASS/*.jpg" for name in FOLDERS[split])
+    needed = " or ".join(f"{root / name}/CLASS/*{extensions[0]}" for name in FOLDERS[split])
     raise FileNotFoundError(
-        f"image folders for {split} must be {needed} ({', '.join(EXTENSIONS)}); in {root}: {found or 'nothing'}"
+        f"{kind} folders for {split} must be {needed} ({', '.join(extensions)}); in {root}: {found or 'nothing'}"
     )

@@ -1,4 +1,4 @@
-"""Batches of images of one size: shuffled or not, over processes and workers, with damaged images left out or raised."""
+"""Batches of images or clips of one size: shuffled or not, over processes and workers, damaged ones left out or raised."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from .clips import Clips, ClipSampling
 from .dataset import ImageDataset
 from .images import BadImage
 from .resized import Resized, mix
+from .video import BadVideo
+from .video_sets import VideoDataset
 
 logger = logging.getLogger("s4nd")
 _reported: set[str] = set()  # a damaged image turns up in every epoch, each of which has a loader of its own
@@ -18,13 +21,14 @@ _reported: set[str] = set()  # a damaged image turns up in every epoch, each of 
 class ImageLoader(DataLoader):
     """Batches (images (B, 3, size, size) uint8, labels (B,) int64), without those images that cannot be read.
 
+    Of videos: clips (B, 3, T, size, size) for training; for testing all clips (K, 3, T, size, size) of a video, label (1,).
     They are reported by the process that iterates, not by its workers: once, as a warning of the logger "s4nd"; with
     `skip_bad=False` the first one is raised. A batch is smaller by them, and is left out if nothing remains, so that a
     batch is never empty but there may be fewer than `len(loader)`.
     """
 
-    def __init__(self, dataset: Resized, *, skip_bad: bool, **options):
-        super().__init__(dataset, collate_fn=collate, **options)
+    def __init__(self, dataset: Resized | Clips, *, skip_bad: bool, **options):
+        super().__init__(dataset, **options)
         self.skip_bad = skip_bad
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -41,7 +45,8 @@ def report(error: BadImage) -> None:
     """Warn of a damaged image, the first time."""
     if error.path not in _reported:
         _reported.add(error.path)
-        logger.warning("skipped an image that cannot be read: %s", error)
+        kind = "a video" if isinstance(error, BadVideo) else "an image"
+        logger.warning("skipped %s that cannot be read: %s", kind, error)
 
 
 def collate(items: Sequence[tuple[Tensor, int] | BadImage]) -> tuple[Tensor, Tensor, list[BadImage]]:
@@ -52,8 +57,14 @@ def collate(items: Sequence[tuple[Tensor, int] | BadImage]) -> tuple[Tensor, Ten
     return images, torch.tensor([label for _, label in good], dtype=torch.int64), bad
 
 
+def collate_clips(items: Sequence[tuple[Tensor, int] | BadVideo]) -> tuple[Tensor, Tensor, list[BadVideo]]:
+    """As `collate` for one video at test time: its clips are the batch."""
+    clips, labels, bad = collate(items)
+    return clips[0] if len(clips) else clips, labels, bad
+
+
 def make_loader(
-    dataset: ImageDataset,
+    dataset: ImageDataset | VideoDataset,
     size: int,
     batch_size: int,
     *,
@@ -63,6 +74,7 @@ def make_loader(
     workers: int = 0,
     hflip: bool = False,
     pad: float = 0.0,
+    sampling: ClipSampling | None = None,
     rank: int = 0,
     world_size: int = 1,
     skip_bad: bool | None = None,
@@ -77,21 +89,27 @@ def make_loader(
     Args:
         size: side of the images, in pixels.
         batch_size: images of a batch, in this process.
-        hflip, pad: used in training only.
+        hflip, pad: used in training only; pad not for videos.
+        sampling: of the clips, for a data set of videos; None for images.
         rank, world_size: this process and the number of them.
         skip_bad: leave out images that cannot be read, and report them; otherwise they raise BadImage. Default: `train`.
     """
-    if train:
+    if sampling is not None:
+        view = Clips(dataset, size, sampling, train=train, hflip=hflip, seed=seed, epoch=epoch)
+    elif train:
         view = Resized(dataset, size, hflip=hflip, pad=pad, seed=seed, epoch=epoch)
+    else:
+        view = Resized(dataset, size)
+    if train:
         full = len(dataset) > batch_size * world_size
         sampler = DistributedSampler(dataset, world_size, rank, seed=mix(seed, epoch, "order"), drop_last=full)
     else:
-        view = Resized(dataset, size)
         full, sampler = False, range(rank, len(dataset), world_size)  # DistributedSampler would repeat or lose some
     return ImageLoader(
         view,
         skip_bad=train if skip_bad is None else skip_bad,
-        batch_size=batch_size,
+        collate_fn=collate if train or sampling is None else collate_clips,
+        batch_size=batch_size if train or sampling is None else 1,
         sampler=sampler,
         drop_last=full,
         num_workers=workers,

@@ -1,0 +1,187 @@
+"""Clips against videos whose frames are numbered by their grey values, and against slicing."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from s4nd.train.data import BadVideo, Clips, ClipSampling, make_loader
+from s4nd.train.data.clips import GREY, MAX_CLIPS, STD, crop
+from s4nd.train.data.resized import render
+from s4nd.train.data.video_sets import VideoDataset
+
+pytest.importorskip("decord", reason="needs decord2, the extra `video`")
+
+
+class Paths(VideoDataset):
+    def __init__(self, *paths):
+        self.paths, self.labels = np.array([str(path) for path in paths]), np.arange(len(paths))
+        self.classes = [str(i) for i in range(len(paths))]
+
+
+@pytest.fixture
+def video(write_video):
+    """video(count, fps=30) -> a data set of one video whose frame i is of grey 4 i."""
+    return lambda count, fps=30: Paths(write_video("x.mp4", count, fps, noise=False, grey=lambda i: 4 * i))
+
+
+def numbers(clip):
+    """The frame numbers of a clip (..., 3, T, h, w); a codec keeps a flat grey to within 2 of 256, half a frame's step."""
+    return (clip.float().mean((-4, -2, -1)) / 4).round().int().tolist()
+
+
+def clips(dataset, size=16, train=False, **options):
+    chosen = {key: options.pop(key) for key in ("hflip", "seed", "epoch") if key in options}
+    return Clips(dataset, size, ClipSampling(**{"frames": 4, "seconds": 1.0, **options}), train=train, **chosen)
+
+
+def test_frames_are_at_the_middle_of_their_shares_of_the_clip(video):
+    """A clip of 40 frames in 8 shares of 5."""
+    clip, _ = clips(video(40), frames=8, seconds=40 / 30)[0]
+    assert clip.shape == (1, 3, 8, 16, 16) and clip.dtype == torch.uint8
+    assert numbers(clip) == [[2, 7, 12, 17, 22, 27, 32, 37]]
+
+
+@pytest.mark.parametrize("fps", [10, 20, 40])
+def test_clip_lasts_as_long_at_every_frame_rate(video, fps):
+    (found,) = numbers(clips(video(60, fps), clips=1)[0][0])
+    start = (60 - fps) / 2  # the middle second
+    assert found == [int(start + (k + 0.5) * fps / 4) for k in range(4)]
+
+
+@pytest.mark.parametrize("count, K", [(1, 1), (3, 1), (30, 1), (31, 2), (60, 2)])
+def test_clips_cover_the_whole_video(video, count, K):
+    found = numbers(clips(video(count), frames=30)[0][0])
+    assert len(found) == K and {n for clip in found for n in clip} == set(range(count))
+
+
+def test_long_video_gets_a_bounded_number_of_clips(video):
+    clip, _ = clips(video(60), frames=1, seconds=1 / 30)[0]
+    assert len(clip) == MAX_CLIPS
+
+
+def test_number_of_clips_can_be_chosen(video):
+    assert numbers(clips(video(60), frames=2, clips=3)[0][0]) == [[7, 22], [22, 37], [37, 52]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_short_video_is_one_clip_of_all_frames_wanted(video, count):
+    for train in (True, False):
+        clip = clips(video(count), frames=6, train=train)[0][0]
+        found = numbers(clip if train else clip[0])
+        assert len(found) == 6 and set(found) == set(range(count)) and found == sorted(found)
+
+
+def test_training_clips_begin_anywhere(video):
+    data, starts = video(60), set()
+    for epoch in range(40):
+        found = numbers(clips(data, train=True, epoch=epoch)[0][0])
+        assert [n - found[0] for n in found[1:]] in ([7, 15, 22], [7, 15, 23], [8, 15, 22], [8, 15, 23])
+        starts.add(found[0])
+    assert min(starts) < 8 and max(starts) > 27 and len(starts) > 12  # of 3 to 33
+
+
+def test_a_clip_follows_from_seed_epoch_and_index_alone(write_video):
+    data = Paths(*(write_video(f"{i}.mp4", 40) for i in range(3)))
+    options = {"train": True, "hflip": True, "randaugment": 9, "seed": 1, "epoch": 2}
+    torch.manual_seed(0)
+    alone = clips(data, **options)[1][0]
+    moved = torch.rand(1)
+    torch.manual_seed(5)
+    view = clips(data, **options)
+    view[0], view[2]
+    assert torch.equal(alone, view[1][0])
+    torch.manual_seed(0)
+    assert torch.equal(moved, torch.rand(1))  # the global generator stays as it was
+    assert not torch.equal(alone, clips(data, **{**options, "epoch": 3})[1][0])
+
+
+def test_flip_mirrors_every_frame_of_about_half_of_the_clips(video):
+    data = video(8)
+    flipped = 0
+    for epoch in range(60):
+        plain, mirrored = (clips(data, train=True, epoch=epoch, hflip=flag)[0][0] for flag in (False, True))
+        view = clips(data, train=True, epoch=epoch, hflip=True)
+        flipped += int(view.flip[0])
+        assert torch.equal(plain.flip(-1) if view.flip[0] else plain, mirrored)
+    assert 15 <= flipped <= 45  # 30 plus or minus 4 standard deviations
+
+
+def test_randaugment_treats_all_frames_alike(write_video):
+    """Of a still video every frame stays the same, as the same operations of the same strength leave it."""
+    data = Paths(write_video("x.mp4", 1))
+    for epoch in range(12):
+        plain, clip = (clips(data, train=True, epoch=epoch, randaugment=m)[0][0] for m in (None, 20))
+        assert (clip == clip[:, :1]).all() and clip.shape == plain.shape
+    assert any(
+        not torch.equal(*(clips(data, train=True, epoch=e, randaugment=m)[0][0] for m in (None, 20))) for e in range(5)
+    )
+    assert v2.RandAugment().num_ops == 2  # what the option's documentation says
+
+
+def test_gamma_brightens_training_and_testing_alike(video):
+    data = video(4)
+    for train in (True, False):
+        plain, bright = (clips(data, train=train, gamma=gamma)[0][0] for gamma in (1.0, 0.5))
+        assert ((255 * (plain.double() / 255).sqrt()).round() == bright).all()
+
+
+def test_central_crop_is_the_rendering_of_images():
+    images = torch.randint(256, (3, 3, 21, 34), dtype=torch.uint8)
+    assert torch.equal(crop(images, 8), render(list(images), 8))
+
+
+def test_crop_reaches_every_place():
+    images = torch.arange(20).repeat(1, 3, 10, 1).to(torch.uint8)
+    lefts = [crop(images, 5, scale=2.0, place=(0, x))[0, 0, 0, 0].item() for x in np.linspace(0, 0.999, 99)]
+    assert sorted(set(lefts)) == list(range(16))
+    assert crop(images, 5, scale=2.0, place=(0.5, 0)).shape == (1, 3, 5, 5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_videos_are_skipped_in_training_and_errors_in_testing(write_video, caplog, workers):
+    good = [write_video(f"{workers}-{i}.mp4", 12) for i in range(3)]
+    bad = good[1]
+    bad.write_text("hello")
+    sampling = ClipSampling(frames=4, seconds=1.0)
+    with caplog.at_level(logging.WARNING, logger="s4nd"):
+        for epoch in range(2):
+            batches = list(
+                make_loader(Paths(*good), 16, 3, train=True, sampling=sampling, epoch=epoch, workers=workers)
+            )
+            assert [sorted(labels.tolist()) for _, labels in batches] == [[0, 2]]
+            assert batches[0][0].shape == (2, 3, 4, 16, 16) and batches[0][0].dtype == torch.uint8
+    assert [r.getMessage().split(": ")[0] for r in caplog.records] == ["skipped a video that cannot be read"]
+    assert str(bad) in caplog.text
+    with pytest.raises(BadVideo, match=rf"{workers}-1\.mp4: not a video"):
+        list(make_loader(Paths(*good), 16, 3, train=False, sampling=sampling, workers=workers))
+
+
+def test_testing_gives_a_video_at_a_time_with_all_its_clips(write_video):
+    data = Paths(write_video("short.mp4", 10), write_video("long.mp4", 70))
+    batches = list(make_loader(data, 16, 64, train=False, sampling=ClipSampling(frames=4, seconds=1.0)))
+    assert [images.shape for images, _ in batches] == [(1, 3, 4, 16, 16), (3, 3, 4, 16, 16)]
+    assert [labels.tolist() for _, labels in batches] == [[0], [1]]
+
+
+def test_size_and_frames_must_be_positive(video):
+    with pytest.raises(ValueError, match="size=0"):
+        clips(video(3), size=0)
+    with pytest.raises(ValueError, match="frames=0"):
+        clips(video(3), frames=0)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_what_stands_still_turns_grey_and_what_moves_gets_one_contrast(video, train):
+    data = video(4)
+    plain, moving = (clips(data, train=train, subtract_still=still)[0][0].double() for still in (False, True))
+    if not train:
+        plain, moving = plain[0], moving[0]  # (3, T, height, width)
+    still = (plain == plain[:, :1]).all(1, keepdim=True).expand_as(moving)
+    assert (moving[still] == GREY).all()
+    changes = plain - plain.mean(1, keepdim=True)
+    expected = GREY + changes * (STD / changes.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1))
+    # Rounding to whole grey values; sums in float32 move a value by less than another.
+    assert (moving - expected.clamp(0, 255)).abs().max() <= 0.5 + 1e-3

@@ -1,0 +1,139 @@
+"""init.weights and init.inflate against the weights in the file, and what is refused; a continued run does not read it."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from s4nd.models import inflate
+from s4nd.train.checkpoint import Meta, load_model, read_checkpoint, save_checkpoint
+from s4nd.train.config import load_config
+from s4nd.train.engine import Trainer, train
+from s4nd.train.initial import initialise
+from s4nd.train.model import build_model
+
+CONVNEXT = "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 16], d_state: 4}"
+SIZE = "stages=[{size: 32, epochs: 1}]"
+
+
+@pytest.fixture
+def config(write_config):
+    return lambda *overrides: load_config(write_config("s4nd_iso_tiny", d_state=4), ["stages.0.epochs=1", *overrides])
+
+
+@pytest.fixture
+def trained(config, tmp_path):
+    return train(config(f"out={tmp_path / 'first'}")) / "last.safetensors"
+
+
+def saved(path, config, classes=2):
+    """A checkpoint of a model as drawn."""
+    model = build_model(config, classes)
+    meta = Meta(1, 0, 0.5, [str(i) for i in range(classes)], "model")
+    save_checkpoint(path, model.state_dict(), config, meta)
+    return model
+
+
+def test_fresh_run_begins_with_the_weights_and_so_do_its_averages(config, trained, capsys):
+    trainer = Trainer(config(f"init.weights={trained}", "ema=0.9", "seed=3"), torch.device("cpu"))
+    trainer.initialise()
+    tensors, *_ = read_checkpoint(trained)
+    for model in (trainer.model, trainer.ema.module):
+        assert all(torch.equal(value, tensors[key]) for key, value in model.state_dict().items())
+    assert f"init.weights={trained}: {len(tensors)} tensors\n" in capsys.readouterr().out
+
+
+def test_plain_safetensors_file_will_do(config, trained, tmp_path):
+    tensors, *_ = read_checkpoint(trained)
+    save_file(tensors, tmp_path / "plain.safetensors")
+    run = config(f"init.weights={tmp_path / 'plain.safetensors'}", "seed=3")
+    model = build_model(run, 2)
+    initialise(model, run)
+    assert all(torch.equal(value, tensors[key]) for key, value in model.state_dict().items())
+
+
+def test_continued_run_and_its_checkpoint_do_not_read_the_file(config, trained):
+    begun = [f"init.weights={trained}", "stages.0.epochs=2"]
+    folder = train(config(*begun))
+    expected = read_checkpoint(folder / "last.safetensors")[0]
+    trained.unlink()
+    assert train(config(*begun[:1], "stages.0.epochs=2", "resume=auto")) == folder
+    model, *_ = load_model(folder / "last.safetensors")
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
+def test_classifier_of_other_classes_stays_as_drawn_and_is_named(config, tmp_path):
+    path = tmp_path / "five.safetensors"
+    source = saved(path, config(), classes=5)
+    run = config(f"init.weights={path}", "seed=3")
+    model = build_model(run, 2)
+    drawn = {key: value.clone() for key, value in model.state_dict().items()}
+    assert initialise(model, run).endswith("as drawn, for other classes: head.fc.weight, head.fc.bias")
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, (drawn if key.startswith("head.fc.") else source.state_dict())[key])
+
+
+def test_checkpoint_of_another_size_is_re_sampled(config, tmp_path):
+    path = tmp_path / "small.safetensors"
+    source = saved(path, config()).eval()
+    run = config(f"init.weights={path}", "stages.0.size=12")
+    model = build_model(run, 2).eval()
+    x = torch.randn(1, 3, 12, 12)
+    expected = source(x)
+    initialise(model, run)
+    assert model.img_size == (12, 12)
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def convnext(config, name, *overrides):
+    return config(SIZE, f"model.name={name}", "model.args={}", f"model.args={CONVNEXT}", *overrides)
+
+
+@pytest.fixture
+def bare(write_config, tmp_path):
+    """A config without arguments of the isotropic network."""
+    path = write_config("bare")
+    path.write_text(path.read_text().replace("{embed_dim: 8, depth: 2}", "{}"))
+    return lambda *overrides: load_config(path, overrides)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_video_model_is_inflated(bare, tmp_path, plain):
+    path = tmp_path / "image.safetensors"
+    source = saved(path, convnext(bare, "s4nd_convnext_tiny"))
+    if plain:
+        save_file(source.state_dict(), path)
+    run = convnext(bare, "s4nd_convnext3d_tiny", f"init.inflate={path}")
+    model, expected = build_model(run, 2), build_model(run, 2)
+    expected.load_state_dict(model.state_dict())
+    report = inflate(source, expected)
+    assert initialise(model, run) == f"init.inflate={path}: {report}" and report.inflated
+    assert all(torch.equal(value, expected.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_nothing_to_begin_with_changes_nothing(config):
+    model = build_model(config(), 2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert initialise(model, config()) is None
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_what_does_not_fit_is_an_error_that_names_the_key(config, bare, trained, tmp_path):
+    run = config(f"init.inflate={trained}")
+    with pytest.raises(
+        ValueError, match=r"init.inflate=.*last.safetensors: inflate fills a ConvNeXt over .*, got Isotropic"
+    ):
+        initialise(build_model(run, 2), run)
+    run = config(f"init.weights={trained}", "model.args.depth=3")
+    with pytest.raises(
+        ValueError, match=r"init.weights=.*: the weights are of another model than Isotropic: \d+ missing"
+    ):
+        initialise(build_model(run, 2), run)
+    run = config(f"init.weights={tmp_path / 'nothing'}")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*nothing"):
+        train(run)
+    trained.write_bytes(trained.read_bytes()[:1000])
+    run = config(f"init.weights={trained}")
+    with pytest.raises(ValueError, match=r"init.weights=.*damaged, or no safetensors file"):
+        initialise(build_model(run, 2), run)
+    with pytest.raises(ValueError, match=r"init\.inflate and init\.weights are two beginnings: set one of them"):
+        config("init.inflate=a", "init.weights=b")

@@ -1,0 +1,125 @@
+"""A trained model at one image size as a file that runs without this library: ONNX, or torch.export's .pt2.
+
+Every S4ND layer becomes plain matrix products (s4nd/nn/deploy.py); the batch stays free. The file holds, as metadata, what a
+caller must know to use it: the names of the classes, the size, and mean and std of the input.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from .checkpoint import load_model
+
+TOLERANCE = 1e-4  # of the file's logits, relative to the largest
+OLDEST_OPSET = 18  # of torch's exporter
+INSTALL = "pip install 's4nd[onnx]'"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that was written."""
+
+    path: Path
+    size: tuple[int, int]  # height, width
+    difference: float | None  # of the file's logits from the model's, relative to the largest; None: not checked
+
+
+def export_model(
+    checkpoint: str | Path, out: str | Path, size: Sequence[int] | None = None, opset: int | None = None
+) -> Export:
+    """Write the model of a checkpoint as images (B, 3, height, width) -> logits (B, classes), B free, and check the file.
+
+    Args:
+        checkpoint: of `s4nd train`.
+        out: .onnx or .pt2.
+        size: one number or (height, width), in pixels; None for the trained size.
+        opset: of the ONNX operators; None for the exporter's choice.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`; no folder for `out`, another suffix, a size at which the model does not
+            run, an opset that the exporter cannot give, or a file that does not compute what the model does.
+        ImportError: ONNX's packages are missing.
+    """
+    out = Path(out)
+    _check_out(out, opset)
+    model, config, meta = load_model(checkpoint)
+    height, width = _height_width(config.stages[meta.stage].size if size is None else size)
+    images = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
+    logits = _run(model, images, config.model.name)
+    about = {
+        "model": config.model.name,
+        "classes": meta.classes,
+        "size": [height, width],
+        "mean": model.pretrained_cfg["mean"],
+        "std": model.pretrained_cfg["std"],
+    }
+    about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    with torch.no_grad():  # fused at the size of the run above; traced with another batch than the check's
+        program = torch.export.export(reparameterize_model(model), (images[:2],), dynamic_shapes=({0: Dim("batch")},))
+    if out.suffix == ".onnx":
+        _write_onnx(program, out, about, opset)
+        found = _onnx_logits(out, images) if find_spec("onnxruntime") else None
+    else:
+        torch.export.save(program, out, extra_files=about)
+        found = torch.export.load(out).module()(images)
+    difference = None if found is None else ((found - logits).abs().max() / logits.abs().max()).item()
+    if difference is not None and not difference <= TOLERANCE:
+        raise ValueError(f"{out}: its logits differ from the model's by {difference:.1e} of the largest: do not use it")
+    return Export(out, (height, width), difference)
+
+
+def _check_out(out: Path, opset: int | None) -> None:
+    if out.suffix not in (".onnx", ".pt2"):
+        raise ValueError(f"the output must end in .onnx or .pt2, got {out}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"no folder {out.parent} for {out.name}")
+    if out.suffix == ".pt2":
+        if opset is not None:
+            raise ValueError(f"opset is for .onnx, got {out}")
+        return
+    if opset is not None and opset < OLDEST_OPSET:
+        raise ValueError(f"opset must be at least {OLDEST_OPSET}, got {opset}")
+    missing = [package for package in ("onnx", "onnxscript") if not find_spec(package)]
+    if missing:
+        raise ImportError(f"ONNX export needs {' and '.join(missing)}: {INSTALL}")
+
+
+def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
+    sides = [size] if isinstance(size, int) else list(size)
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"size must be one positive number or height and width, got {size}")
+    return sides[0], sides[-1]
+
+
+@torch.no_grad()
+def _run(model: nn.Module, images: Tensor, name: str) -> Tensor:
+    try:
+        return model(images)
+    except (RuntimeError, ValueError, AssertionError) as error:  # torch's and timm's, and the layer's
+        height, width = images.shape[2:]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{name} does not run at {height} x {width} pixels: {reason}") from error
+
+
+def _write_onnx(program: ExportedProgram, out: Path, about: dict[str, str], opset: int | None) -> None:
+    names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
+    onnx = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
+    found = onnx.model.opset_imports[""]
+    if opset not in (None, found):  # the exporter goes on with another one
+        raise ValueError(f"the ONNX exporter cannot give opset {opset}, it gave {found}")
+    onnx.model.metadata_props.update(about)
+    onnx.save(out)
+
+
+def _onnx_logits(path: Path, images: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
