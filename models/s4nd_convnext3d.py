@@ -43,21 +43,17 @@ class FactoredConv3d(nn.Conv2d):
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size, stride=(1, 1, 1), padding=(0, 0, 0), **kwargs):
-        (taps, *kernel), (self_stride, *stride), (pad, *padding) = kernel_size, stride, padding
+        (taps, *kernel), (step, *stride), (pad, *padding) = kernel_size, stride, padding
         super().__init__(in_channels, out_channels, tuple(kernel), tuple(stride), tuple(padding), **kwargs)
-        self.stride_time, self.padding_time = self_stride, pad
+        self.stride_time, self.padding_time = step, pad
         self.time_weight = nn.Parameter(self.weight.new_full((taps,), 1 / taps))
 
     def forward(self, x: Tensor) -> Tensor:
         taps, pad = len(self.time_weight), self.padding_time
-        if (
-            taps > 1
-        ):  # a weighted sum of shifted clips: the factors commute, and this one is the cheaper before a stride
-            x = F.pad(x, (0, 0, 0, 0, pad, pad))
-            stop = x.shape[2] - taps + 1
-            x = sum(w * x[:, :, k : k + stop : self.stride_time] for k, w in enumerate(self.time_weight))
-        else:
-            x = self.time_weight * x
+        # A weighted sum of shifted clips. The two factors commute, and before a stride this one is the cheaper.
+        x = F.pad(x, (0, 0, 0, 0, pad, pad))
+        stop = x.shape[2] - taps + 1
+        x = sum(w * x[:, :, k : k + stop : self.stride_time] for k, w in enumerate(self.time_weight))
         y = super().forward(x.transpose(1, 2).flatten(0, 1))
         return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
