@@ -9,7 +9,7 @@ from timm.models import register_notrace_module
 
 from s4nd import S4ND
 
-from . import s4nd_convnext, s4nd_convnext3d, s4nd_iso, s4nd_vit
+from . import convnext3d, s4nd_convnext, s4nd_convnext3d, s4nd_iso, s4nd_vit
 from .inflate import Inflation, inflate
 from .replace import replace
 from .stream import Stream, stream
@@ -19,6 +19,7 @@ register_notrace_module(S4ND)  # a leaf of the fx graphs that timm extracts feat
 __all__ = [
     "Inflation",
     "Stream",
+    "convnext3d",
     "inflate",
     "replace",
     "s4nd_convnext",

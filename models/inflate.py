@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from s4nd import S4ND, set_base_size
 
-from .s4nd_convnext3d import ConvNeXt3d
+from .convnext3d import ConvNeXt3d
 
 MIXER = "conv_dw"  # where a block may hold a convolution or an S4ND layer
 CLASSIFIER = "head.fc."
@@ -61,7 +61,7 @@ def inflate(source: nn.Module | Mapping[str, Tensor], model: ConvNeXt3d, *, unit
     Args:
         source: an S4ND-ConvNeXt, timm's ConvNeXt, or the state dict of one. A model's S4ND layers are re-sampled to the video
             model's frame size; a state dict's count as trained at it, with the same options.
-        model: of s4nd.models.s4nd_convnext3d.
+        model: of convnext3d.py or s4nd_convnext3d.py.
         unit_gain: multiply the read-out C of the S4ND kernels over time so that their taps sum to 1 per head, over both
             directions of a two-sided axis. False is the reference implementation's rule: with the default initialisation the
             taps sum to 1 per direction, to 2 on a two-sided axis.

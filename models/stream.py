@@ -12,11 +12,13 @@ Shapes: B batch, C channels, T frames; a patch is 2 frames.
 """
 
 import torch
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
 from s4nd import S4ND
 
-from .s4nd_convnext3d import TEMPORAL_PATCH, S4NDConvNeXt3d, VideoBlock
+from .convnext3d import TEMPORAL_PATCH, VideoBlock
+from .s4nd_convnext3d import S4NDConvNeXt3d
 
 State = dict[str, Tensor]
 FRAME, MEAN, PATCHES = "frame", "mean", "patches"  # keys beside the names of the layers
@@ -46,6 +48,8 @@ class Stream:
         self.names = {layer: name for name, layer in model.named_modules() if isinstance(layer, S4ND)}
         for layer, name in self.names.items():
             _check(layer, name)
+        if any(isinstance(module, GlobalResponseNorm) for module in model.modules()):
+            raise ValueError("stream needs a model with use_grn=False: response normalisation is over the whole video")
         pool = model.head.global_pool.pool_type
         if pool != "avg":
             raise ValueError(f"stream needs a model with global_pool='avg', a running mean, got {pool!r}")

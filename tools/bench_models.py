@@ -143,7 +143,9 @@ def generation(model: nn.Module) -> Contestant:
 
     def run() -> None:
         for layer in layers(model):
-            lags = layer._all_lags(layer.base_size)  # as forward does it: axes that are alike are computed together
+            lags = layer.all_kernel_lags(
+                layer.base_size
+            )  # as forward does it: axes that are alike are computed together
             torch.autograd.backward(lags, [torch.ones_like(k) for k in lags])
 
     return Contestant(run, tuple(model.parameters()))

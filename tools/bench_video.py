@@ -132,7 +132,7 @@ def decoding(settings: Settings) -> Table:
     indices = []
     for path, (start, *_) in zip(videos.paths, view.numbers.numpy(), strict=True):
         reader = decord.VideoReader(path)
-        indices.append(view._indices(len(reader), reader.get_avg_fps(), np.array([start])))
+        indices.append(view.frame_indices(len(reader), reader.get_avg_fps(), np.array([start])))
 
     def plain(**size: int) -> None:
         for path, frames in zip(videos.paths, indices, strict=True):

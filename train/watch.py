@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from s4nd.models import Stream, stream
-from s4nd.models.s4nd_convnext3d import TEMPORAL_PATCH
+from s4nd.models.convnext3d import TEMPORAL_PATCH
 
 from .checkpoint import load_model
 from .data import BadVideo, Clips
@@ -94,7 +94,7 @@ class Watcher:
     def render(self, frames: Tensor) -> Tensor:
         """The model sees the next frames (m, 3, H, W) uint8; nothing is left of them: (m, 3, 0, 0)."""
         for frame in frames.unsqueeze(1):
-            pixels = self.view._toned(crop(frame, self.view.size))
+            pixels = self.view.tone(crop(frame, self.view.size))
             x = to_input(pixels, self.run.model, torch.device("cpu"))
             for _ in range(next(self.times)):
                 logits, self.state = self.run(x, self.state)

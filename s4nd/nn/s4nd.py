@@ -168,13 +168,13 @@ class S4ND(nn.Module):
         """(B, H, *axes) -> (B, C, H, *axes), the skip included."""
         size = u.shape[2:]
         if is_changing(self):
-            return separable_conv(u, self._all_lags(size), self.D, algorithm=self.algorithm)
+            return separable_conv(u, self.all_kernel_lags(size), self.D, algorithm=self.algorithm)
         # The best form depends on the batch, but roughly; each is right for any batch.
         key = "conv", size, len(u).bit_length(), u.dtype, u.device, torch.is_autocast_enabled(u.device.type)
-        prepare = lambda: prepared_conv(u, self._all_lags(size), self.D, algorithm=self.algorithm)  # noqa: E731
+        prepare = lambda: prepared_conv(u, self.all_kernel_lags(size), self.D, algorithm=self.algorithm)  # noqa: E731
         return self._cached(key, self, prepare)(u)
 
-    def _all_lags(self, size: Sequence[int]) -> list[Tensor]:
+    def all_kernel_lags(self, size: Sequence[int]) -> list[Tensor]:
         """`kernel_lags` of every axis; where they are not cached, those of axes that are alike are computed together."""
         if torch.compiler.is_compiling() or not is_changing(self.kernels):
             return [self.kernel_lags(axis, n) for axis, n in enumerate(size)]

@@ -12,9 +12,10 @@ from torch import nn
 import s4nd.models
 from s4nd import S4ND
 from s4nd.models import inflate
+from s4nd.models.convnext3d import ConvNeXt3d, FactoredConv3d
 from s4nd.models.reference_weights import convert_reference
 from s4nd.models.s4nd_convnext import S4NDConvNeXt
-from s4nd.models.s4nd_convnext3d import ConvNeXt3d, FactoredConv3d, S4NDConvNeXt3d
+from s4nd.models.s4nd_convnext3d import S4NDConvNeXt3d
 
 F64 = torch.float64
 SMALL = dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=5, ls_init_value=1.0)

@@ -6,10 +6,10 @@ import timm
 import torch
 from torch import nn
 
-import s4nd.models
 from s4nd import S4ND
+from s4nd.models.convnext3d import ConvNeXt3d, FactoredConv3d
 from s4nd.models.reference_weights import convert_reference
-from s4nd.models.s4nd_convnext3d import ConvNeXt3d, FactoredConv3d, S4NDConvNeXt3d
+from s4nd.models.s4nd_convnext3d import S4NDConvNeXt3d
 
 F64 = torch.float64
 SMALL = dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=5, ls_init_value=1.0)
@@ -87,6 +87,27 @@ def test_features_keep_time_and_halve_space(name):
     assert_close(intermediates[-1], final)
     assert_close(model.forward_head(model.forward_features(x)), model(x))
     assert model.forward_head(model.forward_features(x), pre_logits=True).shape == (1, 16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_norm_before_the_pooling_is_that_of_every_sample(name):
+    model, x = small(name, head_norm_first=True), clip(4, 64, 64)
+    features = nn.Sequential(model.stem, model.stages)(x)
+    mean, var = features.mean(1, keepdim=True), features.var(1, keepdim=True, unbiased=False)
+    normed = (features - mean) / (var + model.norm_pre.eps).sqrt()  # its weight is 1, its bias 0
+    assert_close(model.forward_features(x), normed)
+    assert_close(model(x), model.head.fc(normed.mean((2, 3, 4))))
+
+
+def test_response_normalisation_is_over_the_whole_clip():
+    model = small("convnext_i3d_tiny", use_grn=True)
+    block, x = model.stages[0].blocks[0], torch.randn(2, 8, 3, 8, 10, dtype=F64)
+    nn.init.normal_(block.mlp.grn.weight)
+    hidden = block.mlp.act(block.mlp.fc1(block.norm(x.movedim(1, -1))))
+    size = hidden.square().sum((1, 2, 3), keepdim=True).sqrt()
+    ratio = size / (size.mean(-1, keepdim=True) + block.mlp.grn.eps)
+    y = block.mlp.fc2(hidden + block.mlp.grn.weight * hidden * ratio)
+    assert_close(block.residual(x, x), x + (block.gamma * y).movedim(-1, 1))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -204,4 +225,3 @@ def test_wrong_options_are_refused(args, error, message):
 def test_tags_name_the_parameters_without_weight_decay():
     names = small("s4nd_convnext3d_tiny").no_weight_decay()
     assert "stages.0.blocks.0.conv_dw.kernels.0.log_dt" in names
-    assert s4nd.models.s4nd_convnext3d.S4NDConvNeXt3d is S4NDConvNeXt3d

@@ -58,6 +58,7 @@ def test_every_prefix_has_the_logits_of_the_whole_model_on_it(variant, align, dt
         dict(l_max=(5, None, None)),
         dict(bandlimit=0.5),
         dict(head_hidden_size=7),
+        dict(head_norm_first=True),
         dict(num_classes=0),
         dict(img_size=64),  # frames of half the trained size
     ],
@@ -150,6 +151,7 @@ def test_it_follows_later_changes_of_the_model():
             lambda: small(kernel="dss"),
             "do not depend on the length, got 'dss' in stages",
         ),
+        (lambda: small(use_grn=True), "needs a model with use_grn=False: .* over the whole video"),
         (lambda: small(global_pool="max"), "needs a model with global_pool='avg', a running mean, got 'max'"),
         (
             lambda: S4NDConvNeXt3d(**SMALL, **BUILD, stem="s4nd", l_max=None),

@@ -116,13 +116,13 @@ class Clips(Dataset):
         scale = 1 + scale * (self.sampling.scale - 1)
         frames = read_frames(
             path,
-            lambda count, fps: self._indices(count, fps, np.array([start])),
+            lambda count, fps: self.frame_indices(count, fps, np.array([start])),
             partial(crop, size=self.size, scale=scale, place=place),
             side=math.ceil(self.size * self.sampling.scale),
         )
         if self.flip[index]:
             frames = frames.flip(-1)
-        frames = self._toned(frames)
+        frames = self.tone(frames)
         if self.sampling.randaugment is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(mix(self.seed, self.epoch, f"randaugment {index}"))
@@ -132,10 +132,10 @@ class Clips(Dataset):
     def testing_clips(self, path: str) -> Tensor:
         """(K, 3, frames, size, size) uint8."""
         frames = read_frames(path, self._cover, partial(crop, size=self.size), side=self.size)
-        clips = self._toned(frames.unflatten(0, (-1, self.sampling.frames)))
+        clips = self.tone(frames.unflatten(0, (-1, self.sampling.frames)))
         return clips.transpose(1, 2).contiguous()
 
-    def _toned(self, clips: Tensor) -> Tensor:
+    def tone(self, clips: Tensor) -> Tensor:
         """(..., T, 3, height, width) uint8 -> the same."""
         if self.sampling.gamma != 1:
             clips = torch.from_numpy(self.brightened[clips.numpy()])
@@ -148,14 +148,14 @@ class Clips(Dataset):
 
     def _cover(self, count: int, fps: float) -> np.ndarray:
         K = self.sampling.clips or min(math.ceil(count / self._span(count, fps)), MAX_CLIPS)
-        return self._indices(count, fps, np.linspace(0, 1, K) if K > 1 else np.array([0.5]))
+        return self.frame_indices(count, fps, np.linspace(0, 1, K) if K > 1 else np.array([0.5]))
 
     def _span(self, count: int, fps: float) -> float:
         """Duration of a clip, in frames of the file."""
         span = self.sampling.seconds * fps
         return span if span < count else count  # nan: the file does not say how fast it is
 
-    def _indices(self, count: int, fps: float, starts: np.ndarray) -> np.ndarray:
+    def frame_indices(self, count: int, fps: float, starts: np.ndarray) -> np.ndarray:
         """Frames (K * frames,) of clips that begin at `starts` (K,), from 0, the earliest possible, to 1, the latest."""
         span, T = self._span(count, fps), self.sampling.frames
         instants = starts[:, None] * (count - span) + (np.arange(T) + 0.5) * span / T  # frame n lasts from n to n + 1

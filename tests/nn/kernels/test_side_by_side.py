@@ -25,7 +25,7 @@ def test_axes_together_have_the_kernels_and_gradients_of_each(name, options, ali
     torch.manual_seed(0)
     layer = S4ND(4, 3, d_state=8, kernel=name, channels=2, base_size=5, align=align, dtype=F64, **options)
     assert all(alike(layer.kernels[0], kernel) for kernel in layer.kernels)
-    together, apart = layer._all_lags((7, 7, 7)), [layer.kernel_lags(axis, 7) for axis in range(3)]
+    together, apart = layer.all_kernel_lags((7, 7, 7)), [layer.kernel_lags(axis, 7) for axis in range(3)]
     probes = [torch.randn_like(k) for k in apart]
     grads = [
         torch.autograd.grad(
@@ -47,13 +47,16 @@ def test_axes_that_differ_are_computed_one_by_one():
 def test_alike_axes_among_others_are_computed_together():
     torch.manual_seed(0)
     layer = S4ND(4, 4, d_state=8, bidirectional=[True, False, True, True], dtype=F64)
-    got, expected = layer._all_lags((5, 6, 7, 5)), [layer.kernel_lags(axis, n) for axis, n in enumerate((5, 6, 7, 5))]
+    got, expected = (
+        layer.all_kernel_lags((5, 6, 7, 5)),
+        [layer.kernel_lags(axis, n) for axis, n in enumerate((5, 6, 7, 5))],
+    )
     for k, e in zip(got, expected, strict=True):
         torch.testing.assert_close(k, e, rtol=0, atol=1e-11 * e.detach().abs().max())
     calls = []
     for kernel in layer.kernels:
         kernel.register_forward_hook(lambda *_: calls.append(1))  # hooked, so one by one
-    layer._all_lags((5, 6, 7, 5))
+    layer.all_kernel_lags((5, 6, 7, 5))
     assert len(calls) == 4
 
 
