@@ -37,7 +37,7 @@ class DataConfig:
     scale: float = 1.25  # random shorter side before the crop, at most this many times the size
     randaugment: int | None = None  # magnitude, 0 to 30; None is off
     gamma: float = 1.0  # pixels (0 to 1) to this power; below 1 brightens
-    subtract_still: bool = False  # then leave only what moves, on grey
+    motion: bool = False  # then show changes from frame to frame, not the frames
 
     def sampling(self) -> ClipSampling | None:
         """What becomes of a video; None for images."""
@@ -272,6 +272,8 @@ def _problems(config: Config) -> Iterable[str]:
     if data.name in VIDEO_DATASETS:
         if config.cutmix:
             yield "cutmix is for images: it would paste a part of one clip's time into another; use mixup for videos"
+        if data.motion and data.frames < 2:
+            yield f"data.motion needs data.frames of at least 2, got {data.frames}"
         if data.pad:
             yield "data.pad is for images: clips are cropped at random after data.scale"
     else:

@@ -108,9 +108,9 @@ class Trainer:
         """Train the epochs that are left, and write into `folder`."""
         log = RunLog(folder, self.epoch) if self.rank == 0 else None
         sampling = self.config.data.sampling()
-        if log is not None and sampling is not None:
-            log.board.add_text("protocol", sampling.protocol())
-            print(sampling.protocol(), flush=True)
+        unit, protocol = ("images", {}) if sampling is None else ("clips", {"protocol": sampling.protocol()})
+        if log is not None and protocol:
+            print(protocol["protocol"], flush=True)
         for stage, epoch_of_stage in self.plan()[self.epoch :]:
             if stage != self.stage:
                 self.enter(stage)
@@ -121,7 +121,7 @@ class Trainer:
             self.epoch += 1
             record = {"epoch": self.epoch, "stage": stage, "size": self.config.stages[stage].size}
             record |= {"train_loss": loss, "test_loss": score.loss, "test_accuracy": score.accuracy, "lr": self.lr()}
-            record |= {"seconds": seconds, "images_per_second": images / seconds}
+            record |= {"seconds": seconds, f"{unit}_per_second": images / seconds} | protocol
             if log is not None:
                 self.save(folder, score)
                 log.write(record)

@@ -21,11 +21,12 @@ class RunLog:
         self.board = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
     def write(self, record: dict) -> None:
-        """Log one epoch; `record` holds plain numbers and its `epoch`, counted from 1."""
+        """Log one epoch; `record` holds plain numbers, or texts, and its `epoch`, counted from 1."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for key, value in record.items():
-            self.board.add_scalar(key, value, record["epoch"])
+            add = self.board.add_text if isinstance(value, str) else self.board.add_scalar
+            add(key, value, record["epoch"])
         self.board.flush()
 
     def close(self) -> None:
@@ -34,10 +35,11 @@ class RunLog:
 
 def summary_line(record: dict, epochs: int) -> str:
     """One epoch's record for people."""
+    unit = "clips" if "clips_per_second" in record else "images"
     return (
         f"epoch {record['epoch']}/{epochs}  {record['size']} px  loss {record['train_loss']:.3f}  "
         f"test {100 * record['test_accuracy']:.1f} %  lr {record['lr']:.2g}  {record['seconds']:.1f} s  "
-        f"{record['images_per_second']:.0f} images/s"
+        f"{record[f'{unit}_per_second']:.0f} {unit}/s"
     )
 
 

@@ -99,17 +99,6 @@ def test_norm_before_the_pooling_is_that_of_every_sample(name):
     assert_close(model(x), model.head.fc(normed.mean((2, 3, 4))))
 
 
-def test_response_normalisation_is_over_the_whole_clip():
-    model = small("convnext_i3d_tiny", use_grn=True)
-    block, x = model.stages[0].blocks[0], torch.randn(2, 8, 3, 8, 10, dtype=F64)
-    nn.init.normal_(block.mlp.grn.weight)
-    hidden = block.mlp.act(block.mlp.fc1(block.norm(x.movedim(1, -1))))
-    size = hidden.square().sum((1, 2, 3), keepdim=True).sqrt()
-    ratio = size / (size.mean(-1, keepdim=True) + block.mlp.grn.eps)
-    y = block.mlp.fc2(hidden + block.mlp.grn.weight * hidden * ratio)
-    assert_close(block.residual(x, x), x + (block.gamma * y).movedim(-1, 1))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpointed_gradients_are_the_same(name):
     x, gradients = clip(4, 64, 64), []
@@ -124,16 +113,6 @@ def test_checkpointed_gradients_are_the_same(name):
         model(x).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert_close(gradients[1], gradients[0])
-
-
-def test_frames_before_channels_is_an_error_that_says_how_to_permute():
-    x = clip(6, 64, 64).transpose(1, 2)
-    with pytest.raises(
-        ValueError, match=r"must be \(B, 3, frames, height, width\), got \(1, 6, 3, 64, 64\).*permute\(0, 2, 1"
-    ):
-        small("convnext_i3d_tiny")(x)
-    with pytest.raises(ValueError, match=r"got \(1, 3, 64, 64\)$"):
-        small("convnext_i3d_tiny")(x[:, 0])
 
 
 @pytest.mark.parametrize("variant", ["tiny", "micro"])
@@ -189,21 +168,6 @@ def test_another_kernel_begins_with_its_own_defaults(variant, kernel):
     model = small(f"s4nd_convnext3d_{variant}", kernel=kernel)
     assert {k.init for layer in layers(model) for k in layer.kernels} == {{"s4d": "lin", "lru": "ring"}[kernel]}
     assert model(clip(4, 64, 64)).shape == (1, 5)
-
-
-@pytest.mark.parametrize(
-    ("kernel_size", "stride", "padding", "groups"),
-    [((2, 4, 4), (2, 4, 4), (0, 0, 0), 1), ((1, 2, 2), (1, 2, 2), (0, 0, 0), 1), ((3, 7, 7), (1, 1, 1), (1, 3, 3), 4)],
-)
-def test_factored_convolution_is_the_convolution_with_the_product_kernel(kernel_size, stride, padding, groups):
-    torch.manual_seed(0)
-    args = dict(stride=stride, padding=padding, groups=groups, dtype=F64)
-    factored, whole = FactoredConv3d(4, 8, kernel_size, **args), nn.Conv3d(4, 8, kernel_size, **args)
-    nn.init.normal_(factored.time_weight)
-    whole.weight.data = factored.weight.data[:, :, None] * factored.time_weight.data[:, None, None]
-    whole.bias.data = factored.bias.data
-    x = torch.randn(2, 4, 5, 9, 12, dtype=F64)
-    assert_close(factored(x), whole(x), 1e-12)
 
 
 @pytest.mark.parametrize(

@@ -107,16 +107,17 @@ def test_model_is_built_for_the_frames_of_the_data(write):
     model, config, _ = load_model(folder / "last.safetensors")
     assert model.num_frames == config.data.frames == 4 and model.img_size == (32, 32)
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert len(records) == 1 and records[0]["test_accuracy"] >= 0
+    assert len(records) == 1 and records[0]["test_accuracy"] >= 0 and records[0]["clips_per_second"] > 0
+    assert records[0]["protocol"] == config.data.sampling().protocol()
 
 
-def test_resumed_run_ends_with_the_same_weights(write, tmp_path):
+def test_workers_change_nothing_about_the_weights(write, tmp_path):
     from s4nd.train.engine import train
 
     path = write(data=", randaugment: 9")
     whole = train(load_config(path, [f"out={tmp_path / 'whole'}"]))
-    half = train(load_config(path, ["stages.0.epochs=2", f"out={tmp_path / 'again'}", "data.workers=2"]))
-    one, two = (read_checkpoint(folder / "last.safetensors")[0] for folder in (whole, half))
+    again = train(load_config(path, [f"out={tmp_path / 'again'}", "data.workers=2"]))
+    one, two = (read_checkpoint(folder / "last.safetensors")[0] for folder in (whole, again))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
@@ -137,6 +138,7 @@ def test_damaged_video_is_skipped_in_training_and_an_error_in_eval_unless_told(w
     [
         (["cutmix=1.0"], "cutmix is for images"),
         (["data.pad=0.1"], "data.pad is for images"),
+        (["data.motion=true", "data.frames=1"], "data.motion needs data.frames of at least 2, got 1"),
         (["data.name=photos", "data.root=null"], "data.frames is for videos (video, hmdb51, ucf101)"),
         (["data.frames=0"], "data.frames must be at least 1, got 0"),
         (["data.seconds=0"], "data.seconds must be positive, got 0"),

@@ -16,7 +16,7 @@ from .resized import mix
 from .video import BadVideo, read_frames
 from .video_sets import VideoDataset
 
-GREY, STD = 115.0, 40.0  # of a clip without what stands still
+MOTION_RANGE = 4.0  # up to which change is shown, in units of its root mean square over the clip
 MAX_CLIPS = 32  # that cover a video at test time; they are in memory together
 
 
@@ -31,8 +31,8 @@ class ClipSampling:
         scale: in training the shorter side is resized to between 1 and this many times the crop.
         randaugment: magnitude of torchvision's RandAugment, 0 to 30, two operations, the same for all frames; None is off.
         gamma: pixels (0 to 1) to this power, always; below 1 brightens.
-        subtract_still: then subtract each pixel's mean over the clip, so that only what moves is left, on grey, and bring the
-            clip's channels to a standard deviation of STD: neither scene, light nor contrast tells clips apart.
+        motion: then show, in place of a frame, how much each pixel changes until the next one: on black, as its square root, in
+            units of what is usual in the clip. So neither scene nor light, colour or contrast tells clips apart.
     """
 
     frames: int = 30
@@ -41,7 +41,7 @@ class ClipSampling:
     scale: float = 1.25
     randaugment: int | None = None
     gamma: float = 1.0
-    subtract_still: bool = False
+    motion: bool = False
 
     def protocol(self) -> str:
         """How the accuracy of a video comes about, in words."""
@@ -136,15 +136,10 @@ class Clips(Dataset):
         return clips.transpose(1, 2).contiguous()
 
     def tone(self, clips: Tensor) -> Tensor:
-        """(..., T, 3, height, width) uint8 -> the same."""
+        """What `gamma` and `motion` make of clips (..., T, 3, height, width) uint8."""
         if self.sampling.gamma != 1:
             clips = torch.from_numpy(self.brightened[clips.numpy()])
-        if self.sampling.subtract_still:
-            x = clips.float()
-            x -= x.mean(-4, keepdim=True)
-            std = x.square().mean((-4, -2, -1), keepdim=True).sqrt().clamp(min=1)
-            clips = (x * (STD / std) + GREY).round_().clamp_(0, 255).byte()
-        return clips
+        return changes(clips) if self.sampling.motion else clips
 
     def _cover(self, count: int, fps: float) -> np.ndarray:
         K = self.sampling.clips or min(math.ceil(count / self._span(count, fps)), MAX_CLIPS)
@@ -160,6 +155,19 @@ class Clips(Dataset):
         span, T = self._span(count, fps), self.sampling.frames
         instants = starts[:, None] * (count - span) + (np.arange(T) + 0.5) * span / T  # frame n lasts from n to n + 1
         return np.floor(instants).astype(np.int64).reshape(-1)
+
+
+def changes(clips: Tensor) -> Tensor:
+    """How much each pixel of clips (..., T, 3, height, width) uint8 changes from frame to frame, in their shape.
+
+    255 sqrt(min(1, |x[t + 1] - x[t]| / (MOTION_RANGE r))) in grey, r the root mean square of all changes of the clip; the last
+    frame is as the one before.
+    """
+    grey = clips.float().mean(-3, keepdim=True)
+    change = grey.diff(dim=-4).abs()
+    usual = change.square().mean((-4, -3, -2, -1), keepdim=True).sqrt().clamp(min=1)  # of a still clip: 0
+    shown = change.div_(MOTION_RANGE * usual).clamp_(max=1).sqrt_().mul_(255).round_().byte()
+    return torch.cat([shown, shown[..., -1:, :, :, :]], -4).expand(clips.shape)
 
 
 def crop(frames: Tensor, size: int, scale: float = 1.0, place: Sequence[float] | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms import v2
 
 from s4nd.train.data import BadVideo, Clips, ClipSampling, make_loader
-from s4nd.train.data.clips import GREY, MAX_CLIPS, STD, crop
+from s4nd.train.data.clips import MAX_CLIPS, MOTION_RANGE, changes, crop
 from s4nd.train.data.resized import render
 from s4nd.train.data.video_sets import VideoDataset
 
@@ -174,14 +174,25 @@ def test_size_and_frames_must_be_positive(video):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_what_stands_still_turns_grey_and_what_moves_gets_one_contrast(video, train):
+def test_motion_is_the_change_from_frame_to_frame_in_units_of_what_is_usual(video, train):
     data = video(4)
-    plain, moving = (clips(data, train=train, subtract_still=still)[0][0].double() for still in (False, True))
+    plain, moving = (clips(data, train=train, motion=motion)[0][0].double() for motion in (False, True))
     if not train:
         plain, moving = plain[0], moving[0]  # (3, T, height, width)
-    still = (plain == plain[:, :1]).all(1, keepdim=True).expand_as(moving)
-    assert (moving[still] == GREY).all()
-    changes = plain - plain.mean(1, keepdim=True)
-    expected = GREY + changes * (STD / changes.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1))
-    # Rounding to whole grey values; sums in float32 move a value by less than another.
-    assert (moving - expected.clamp(0, 255)).abs().max() <= 0.5 + 1e-3
+    change = plain.mean(0).diff(dim=0).abs()
+    usual = change.square().mean().sqrt()
+    assert usual > 1
+    expected = 255 * (change / (MOTION_RANGE * usual)).clamp(max=1).sqrt()
+    expected = torch.cat([expected, expected[-1:]]).expand_as(moving)
+    # Rounding to whole grey values; a float32 root moves a value by less than another thousandth.
+    assert (moving - expected).abs().max() <= 0.5 + 1e-3
+
+
+def test_motion_does_not_tell_scene_light_or_contrast():
+    scene, change = (torch.randint(n, (1, 3, 9, 9), dtype=torch.uint8) for n in (40, 4))
+    change = change * torch.arange(5, dtype=torch.uint8)[:, None, None, None]
+    shown = changes(change)
+    assert torch.equal(changes(change + scene), shown)
+    # Grey means of three whole values are exact to float32's rounding, which can move a value across a half.
+    assert (changes(5 * (change + scene)).int() - shown.int()).abs().max() <= 1
+    assert not changes(scene.expand(5, 3, 9, 9)).any()
