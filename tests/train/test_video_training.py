@@ -1,6 +1,9 @@
 """Training and evaluation on videos, end to end on small ones made here, and the score of a video against doing it by hand."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -109,6 +112,24 @@ def test_model_is_built_for_the_frames_of_the_data(write):
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert len(records) == 1 and records[0]["test_accuracy"] >= 0 and records[0]["clips_per_second"] > 0
     assert records[0]["protocol"] == config.data.sampling().protocol()
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(write, tmp_path):
+    """Without noise a step over two processes is the step over their joint batch, up to the rounding of a mean."""
+    still = ", d_state: 4, stem_channels: 4, drop_rate: 0.0, drop_path_rate: 0.0"
+    command = ["-m", "s4nd.train.cli", "train", str(write(epochs=1, args=still)), "data.hflip=false"]
+    runs = {}
+    for name, launch in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]),
+    ):
+        out = tmp_path / name
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, *launch, *command, f"out={out}"], check=True, timeout=120, env=environment)
+        runs[name] = read_checkpoint(out / "last.safetensors")
+    (one, _, meta), (two, _, other) = runs["one"], runs["two"]
+    assert all((one[key] - two[key]).abs().max() <= 1e-4 for key in one) and meta.accuracy == other.accuracy
 
 
 def test_workers_change_nothing_about_the_weights(write, tmp_path):
