@@ -13,6 +13,7 @@ convolutions, and with S4ND layers as far as their kernels over time have decaye
 Shapes: B batch, C kernels per head, H heads, R rank, N states, T taps.
 """
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -77,7 +78,11 @@ def inflate(source: nn.Module | Mapping[str, Tensor], model: ConvNeXt3d, *, unit
         if not isinstance(value, Tensor):
             raise ValueError(f"inflate needs a state dict of tensors, got {name} of type {type(value).__name__}")
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, S4ND)}
-    flat_layers = _matching_layers(source, layers) if isinstance(source, nn.Module) else {}
+    flat_layers = _resampled(source, layers) if isinstance(source, nn.Module) else {}
+    flat = {
+        **flat,
+        **{f"{name}.{key}": x for name, layer in flat_layers.items() for key, x in layer.state_dict().items()},
+    }
     report, weights = _plan(flat, model.state_dict(), layers, type(model).__name__)
     filled = {name: layer for name, layer in layers.items() if f"{name}.kernels.1.C" in weights}
     gains = {name: _gain(layer) for name, layer in filled.items()} if unit_gain else {}
@@ -94,7 +99,7 @@ def inflate(source: nn.Module | Mapping[str, Tensor], model: ConvNeXt3d, *, unit
             by_direction = layer.kernels[0].C.unflatten(0, (-1, len(gains[name])))
             by_direction /= gains[name].reshape(*gains[name].shape, *([1] * (by_direction.ndim - 3)))
         if name in flat_layers:
-            _resample(layer, flat_layers[name])
+            layer.l_max = (layer.l_max[0], *flat_layers[name].l_max)
     scaled = [f"{name}.kernels.0.C" for name in gains]
     return report._replace(scaled=scaled, initial=[name for name in report.initial if name not in scaled])
 
@@ -164,28 +169,25 @@ def _flat_name(name: str, layers: Mapping[str, S4ND]) -> str:
     return name
 
 
-def _matching_layers(source: nn.Module, layers: Mapping[str, S4ND]) -> dict[str, S4ND]:
-    """The image model's S4ND layers under the names of the video model's, whose options must be the same."""
-    found = {name: layer for name, layer in source.named_modules() if isinstance(layer, S4ND) and name in layers}
-    for name, flat in found.items():
+def _resampled(source: nn.Module, layers: Mapping[str, S4ND]) -> dict[str, S4ND]:
+    """The image model's S4ND layers by name, which the video model's must be like; copies, for its frame size."""
+    found = {}
+    for name, flat in source.named_modules():
+        if not isinstance(flat, S4ND) or name not in layers:
+            continue
         theirs, ours = ([layer.align, *map(_options, layer.kernels[-2:])] for layer in (flat, layers[name]))
         if theirs != ours:
             raise ValueError(
                 f"inflate needs S4ND layers of one alignment and one kernel, got {ours} for {theirs} in {name}"
             )
+        found[name] = copy.deepcopy(flat)
+        set_base_size(found[name], layers[name].base_size[1:], rescale=True)
     return found
 
 
 def _options(kernel: nn.Module) -> dict[str, str | None]:
     """What is not among the weights but changes what they mean."""
     return {name: getattr(kernel, name, None) for name in ("name", "disc", "A_constraint")}
-
-
-def _resample(layer: S4ND, flat: S4ND) -> None:
-    """Kernels over space that are those of `flat`, on the layer's own grid."""
-    trained, (frames, *_), (window, *_) = layer.base_size, layer.base_size, layer.l_max
-    layer.base_size, layer.l_max = (frames, *flat.base_size), (window, *flat.l_max)
-    set_base_size(layer, trained, rescale=True)
 
 
 def _gain(layer: S4ND) -> Tensor:

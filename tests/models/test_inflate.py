@@ -254,6 +254,11 @@ WIDE = {**SMALL, "dims": (8, 8, 16, 24)}
         (lambda: image_model("s4nd"), lambda: video_model("s4nd_stem"), r"missing: .*stem\.0\.kernels\.0\.C"),
         (lambda: image_model("s4nd", align="centre"), video_model, "of one alignment and one kernel, .*'centre'"),
         (
+            lambda: image_model("s4nd", img_size=32, kernel="s4d", disc="async"),
+            lambda: S4NDConvNeXt3d(64, 0, d_state=4, align="edge", kernel="s4d", disc="async", **SMALL).to(F64),
+            "disc='async' keeps its gain at the trained step: it cannot be rescaled",
+        ),
+        (
             lambda: image_model("s4nd"),
             lambda: video_model(deterministic=False),
             r"unit_gain needs .* less in \d layers: stages",
