@@ -16,7 +16,6 @@ from s4nd.models.convnext3d import TEMPORAL_PATCH
 
 from .checkpoint import load_model
 from .data import BadVideo, Clips
-from .data.clips import crop
 from .data.video import read_frames
 from .data.video_sets import ListedVideos
 from .model import to_input
@@ -92,8 +91,7 @@ class Watcher:
     def render(self, frames: Tensor) -> Tensor:
         """The model sees the next frames (m, 3, H, W) uint8; nothing is left of them: (m, 3, 0, 0)."""
         for frame in frames.unsqueeze(1):
-            pixels = self.view.tone(crop(frame, self.view.size))
-            x = to_input(pixels, self.run.model, torch.device("cpu"))
+            x = to_input(self.view.render(frame), self.run.model, torch.device("cpu"))
             for _ in range(next(self.times)):
                 logits, self.state = self.run(x, self.state)
                 self.seen += 1

@@ -117,12 +117,13 @@ class Clips(Dataset):
         frames = read_frames(
             path,
             lambda count, fps: self.frame_indices(count, fps, np.array([start])),
-            partial(crop, size=self.size, scale=scale, place=place),
+            partial(self.render, scale=scale, place=place),
             side=math.ceil(self.size * self.sampling.scale),
         )
         if self.flip[index]:
             frames = frames.flip(-1)
-        frames = self.tone(frames)
+        if self.sampling.motion:
+            frames = changes(frames)
         if self.sampling.randaugment is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(mix(self.seed, self.epoch, f"randaugment {index}"))
@@ -131,15 +132,17 @@ class Clips(Dataset):
 
     def testing_clips(self, path: str) -> Tensor:
         """(K, 3, frames, size, size) uint8."""
-        frames = read_frames(path, self._cover, partial(crop, size=self.size), side=self.size)
-        clips = self.tone(frames.unflatten(0, (-1, self.sampling.frames)))
+        frames = read_frames(path, self._cover, self.render, side=self.size)
+        clips = frames.unflatten(0, (-1, self.sampling.frames))
+        if self.sampling.motion:
+            clips = changes(clips)
         return clips.transpose(1, 2).contiguous()
 
-    def tone(self, clips: Tensor) -> Tensor:
-        """What `gamma` and `motion` make of clips (..., T, 3, height, width) uint8."""
+    def render(self, frames: Tensor, scale: float = 1.0, place: Sequence[float] | None = None) -> Tensor:
+        """(m, 3, H, W) uint8 to (m, 3, size, size), brightened first, since rounding dark means loses much."""
         if self.sampling.gamma != 1:
-            clips = torch.from_numpy(self.brightened[clips.numpy()])
-        return changes(clips) if self.sampling.motion else clips
+            frames = torch.from_numpy(self.brightened[frames.numpy()])
+        return crop(frames, self.size, scale, place)
 
     def _cover(self, count: int, fps: float) -> np.ndarray:
         K = self.sampling.clips or min(math.ceil(count / self._span(count, fps)), MAX_CLIPS)

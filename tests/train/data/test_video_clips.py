@@ -128,6 +128,14 @@ def test_gamma_brightens_training_and_testing_alike(video):
         assert ((255 * (plain.double() / 255).sqrt()).round() == bright).all()
 
 
+def test_gamma_is_taken_of_the_pixels_before_they_are_averaged():
+    """Rounded first, the mean of 0 and 1 would be one of them."""
+    dark = torch.tensor([0, 1], dtype=torch.uint8).expand(1, 3, 32, 16, 2).flatten(3)
+    view = Clips(Paths("never read"), 8, ClipSampling(gamma=0.4), train=False)
+    rendered = view.render(dark)[..., 2:-2]  # away from the ends, over which the filter reaches
+    assert ((rendered.double() - round(255**0.6) / 2).abs() <= 1).all()
+
+
 def test_central_crop_is_the_rendering_of_images():
     images = torch.randint(256, (3, 3, 21, 34), dtype=torch.uint8)
     assert torch.equal(crop(images, 8), render(list(images), 8))
