@@ -94,7 +94,7 @@ def one_frame(x: Tensor) -> Tensor:
     return x[torch.arange(len(x)), :, torch.randint(T, (len(x),))]
 
 
-def accuracy_after_training(model: nn.Module, clips, view=lambda x: x, epochs: int = 6, batch: int = 25) -> float:
+def accuracy_after_training(model: nn.Module, clips, view=lambda x: x, epochs: int = 8, batch: int = 25) -> float:
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.Conv3d)):
             # timm's weights are of standard deviation 0.02: in layers as narrow as these the MLPs would begin as nearly

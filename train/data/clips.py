@@ -31,8 +31,8 @@ class ClipSampling:
         scale: in training the shorter side is resized to between 1 and this many times the crop.
         randaugment: magnitude of torchvision's RandAugment, 0 to 30, two operations, the same for all frames; None is off.
         gamma: pixels (0 to 1) to this power, always; below 1 brightens.
-        motion: then show, in place of a frame, how much each pixel changes until the next one: on black, as its square root, in
-            units of what is usual in the clip. So neither scene nor light, colour or contrast tells clips apart.
+        motion: then show, in place of a frame, how much each pixel changes until the next one, in units of what is usual in the
+            clip; see `changes`. So neither scene nor light, colour or contrast tells clips apart.
     """
 
     frames: int = 30
@@ -84,9 +84,8 @@ class Clips(Dataset):
             generator = torch.Generator().manual_seed(mix(seed, epoch, "augmentation"))
             self.numbers = torch.rand(len(dataset), 5, generator=generator)  # start, scale, top, left, flip
             self.flip = (self.numbers[:, 4] < 0.5) & hflip  # (len,)
-        self.brightened = (
-            (255 * (np.arange(256) / 255) ** sampling.gamma).round().astype(np.uint8)
-        )  # of each grey value
+        brightened = 255 * (np.arange(256) / 255) ** sampling.gamma  # of each grey value
+        self.brightened = brightened.astype(np.float32) if sampling.motion else brightened.round().astype(np.uint8)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -139,8 +138,8 @@ class Clips(Dataset):
         return clips.transpose(1, 2).contiguous()
 
     def render(self, frames: Tensor, scale: float = 1.0, place: Sequence[float] | None = None) -> Tensor:
-        """(m, 3, H, W) uint8 to (m, 3, size, size), brightened first, since rounding dark means loses much."""
-        if self.sampling.gamma != 1:
+        """(m, 3, H, W) uint8, brightened, to (m, 3, size, size); with `motion` float32: changes of dark frames are below 1."""
+        if self.sampling.gamma != 1 or self.sampling.motion:
             frames = torch.from_numpy(self.brightened[frames.numpy()])
         return crop(frames, self.size, scale, place)
 
@@ -161,13 +160,12 @@ class Clips(Dataset):
 
 
 def changes(clips: Tensor) -> Tensor:
-    """How much each pixel of clips (..., T, 3, height, width) uint8 changes from frame to frame, in their shape.
+    """How much each pixel of clips (..., T, 3, height, width), 0 to 255, changes from frame to frame: the same shape, uint8.
 
-    255 sqrt(min(1, |x[t + 1] - x[t]| / (MOTION_RANGE r))) in grey, r the root mean square of all changes of the clip; the last
-    frame is as the one before.
+    255 sqrt(min(1, |d| / (MOTION_RANGE r))) with d = x[t + 1] - x[t] in grey and r the root mean square of d over the clip. The
+    last frame is as the one before.
     """
-    grey = clips.float().mean(-3, keepdim=True)
-    change = grey.diff(dim=-4).abs()
+    change = clips.float().mean(-3, keepdim=True).diff(dim=-4).abs_()
     usual = change.square().mean((-4, -3, -2, -1), keepdim=True).sqrt().clamp(min=1)  # of a still clip: 0
     shown = change.div_(MOTION_RANGE * usual).clamp_(max=1).sqrt_().mul_(255).round_().byte()
     return torch.cat([shown, shown[..., -1:, :, :, :]], -4).expand(clips.shape)

@@ -181,19 +181,36 @@ def test_size_and_frames_must_be_positive(video):
         clips(video(3), frames=0)
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_motion_is_the_change_from_frame_to_frame_in_units_of_what_is_usual(video, train):
-    data = video(4)
-    plain, moving = (clips(data, train=train, motion=motion)[0][0].double() for motion in (False, True))
-    if not train:
-        plain, moving = plain[0], moving[0]  # (3, T, height, width)
-    change = plain.mean(0).diff(dim=0).abs()
-    usual = change.square().mean().sqrt()
-    assert usual > 1
+def test_motion_is_the_change_from_frame_to_frame_in_units_of_what_is_usual():
+    frames = 255 * torch.rand(2, 4, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    change = frames.double().mean(2).diff(dim=1).abs()
+    usual = change.square().mean((1, 2, 3), keepdim=True).sqrt()
     expected = 255 * (change / (MOTION_RANGE * usual)).clamp(max=1).sqrt()
-    expected = torch.cat([expected, expected[-1:]]).expand_as(moving)
-    # Rounding to whole grey values; a float32 root moves a value by less than another thousandth.
-    assert (moving - expected).abs().max() <= 0.5 + 1e-3
+    expected = torch.cat([expected, expected[:, -1:]], 1)[:, :, None].expand(2, 4, 3, 9, 9)
+    # Rounding to whole values; a float32 root moves a value by less than another thousandth.
+    assert (changes(frames) - expected).abs().max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_motion_is_shown_in_place_of_the_frames(video, train):
+    clip = clips(video(9), train=train, motion=True)[0][0]
+    plain = clips(video(9), train=train)[0][0]
+    assert clip.shape == plain.shape and clip.dtype == torch.uint8
+    clip = clip if train else clip[0]
+    assert torch.equal(clip, clip[:1].expand_as(clip)) and torch.equal(clip[:, -1], clip[:, -2])
+    # The whole frame brightens evenly: every change is about the usual one, 255 / 2; the codec keeps a grey to within 2 of 8.
+    assert 255 * (6 / 10 / MOTION_RANGE) ** 0.5 < clip.float().mean() < 255 * (10 / 6 / MOTION_RANGE) ** 0.5
+
+
+def test_motion_sees_changes_of_less_than_a_grey_value():
+    """A clip that is a little brighter in its second frame: every fourth pixel by 1."""
+    dark = torch.full((1, 3, 32, 32), 20, dtype=torch.uint8)
+    brighter = dark.clone()
+    brighter[..., ::2, ::2] += 1
+    view = Clips(Paths("never read"), 16, ClipSampling(frames=2, gamma=0.5, motion=True), train=False)
+    frames = view.render(torch.cat([dark, brighter]))
+    step = 255 * ((21 / 255) ** 0.5 - (20 / 255) ** 0.5) / 4
+    torch.testing.assert_close(frames.diff(dim=0)[..., 4:-4, 4:-4].mean().item(), step, rtol=1e-3, atol=0)
 
 
 def test_motion_does_not_tell_scene_light_or_contrast():
