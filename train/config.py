@@ -14,7 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .data import VIDEO_DATASETS, ClipSampling
+from .data import MOTION, VIDEO_DATASETS, ClipSampling
 
 
 @dataclass
@@ -37,7 +37,9 @@ class DataConfig:
     scale: float = 1.25  # random shorter side before the crop, at most this many times the size
     randaugment: int | None = None  # magnitude, 0 to 30; None is off
     gamma: float = 1.0  # pixels (0 to 1) to this power; below 1 brightens
-    motion: bool = False  # then show changes from frame to frame, not the frames
+    motion: str | None = (
+        None  # "changes" from frame to frame, or what is "moving" over the clip, in place of the frames
+    )
 
     def sampling(self) -> ClipSampling | None:
         """What becomes of a video; None for images."""
@@ -272,6 +274,8 @@ def _problems(config: Config) -> Iterable[str]:
     if data.name in VIDEO_DATASETS:
         if config.cutmix:
             yield "cutmix is for images: it would paste a part of one clip's time into another; use mixup for videos"
+        if data.motion not in (None, *MOTION):
+            yield f"data.motion must be null, {' or '.join(MOTION)}, got {data.motion!r}"
         if data.motion and data.frames < 2:
             yield f"data.motion needs data.frames of at least 2, got {data.frames}"
         if data.pad:

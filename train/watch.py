@@ -37,7 +37,7 @@ def watch(
 
     Raises:
         FileNotFoundError: no such checkpoint or video.
-        ValueError: as `load_model` and `stream`; a model of images or of changes (data.motion), or numbers below 1.
+        ValueError: as `load_model` and `stream`; a model of images or one trained with data.motion, or numbers below 1.
         BadVideo: it cannot be read, does not say how fast it is, or is too short or too long. If it is damaged further on,
             answers up to there have been shown.
     """
@@ -50,7 +50,9 @@ def watch(
             f"watch needs a model trained on videos, {checkpoint} was trained on the images of {config.data.name}"
         )
     if sampling.motion:
-        raise ValueError("watch sees frames one by one; a model trained with data.motion=true needs whole clips")
+        raise ValueError(
+            f"watch sees frames one by one; a model trained with data.motion={sampling.motion} needs whole clips"
+        )
     video = Path(video)
     if not video.is_file():
         raise FileNotFoundError(f"no video {video}")

@@ -158,8 +158,9 @@ def test_damaged_video_is_skipped_in_training_and_an_error_in_eval_unless_told(w
     "overrides, message",
     [
         (["cutmix=1.0"], "cutmix is for images"),
+        (["data.motion=true"], "data.motion must be null, changes or moving, got 'True'"),
         (["data.pad=0.1"], "data.pad is for images"),
-        (["data.motion=true", "data.frames=1"], "data.motion needs data.frames of at least 2, got 1"),
+        (["data.motion=changes", "data.frames=1"], "data.motion needs data.frames of at least 2, got 1"),
         (["data.name=photos", "data.root=null"], "data.frames is for videos (video, hmdb51, ucf101)"),
         (["data.frames=0"], "data.frames must be at least 1, got 0"),
         (["data.seconds=0"], "data.seconds must be positive, got 0"),

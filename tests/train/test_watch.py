@@ -23,9 +23,9 @@ FRAMES, SIZE, GAMMA = 12, 40, 0.4
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """checkpoint(frames=4, seconds=2.0, model=..., data="video", motion=False, **args of the model) -> path."""
+    """checkpoint(frames=4, seconds=2.0, model=..., data="video", motion=None, **args of the model) -> path."""
 
-    def write(frames=4, seconds=2.0, model="s4nd_convnext3d_tiny", data="video", motion=False, **args):
+    def write(frames=4, seconds=2.0, model="s4nd_convnext3d_tiny", data="video", motion=None, **args):
         torch.manual_seed(0)
         clips = {"frames": frames, "seconds": seconds, "gamma": GAMMA, "motion": motion}
         source = {"name": data} | (clips if data == "video" else {})
@@ -119,7 +119,7 @@ def test_video_that_breaks_off_is_an_error_that_names_it(checkpoint, shared, cap
             "stream needs an S4NDConvNeXt3d",
         ),
         (dict(data="photos"), [], "needs a model trained on videos, .* was trained on the images of photos"),
-        (dict(motion=True), [], "data.motion=true needs whole clips"),
+        (dict(motion="changes"), [], "data.motion=changes needs whole clips"),
         ({}, ["--every", "0"], "every and top must be at least 1, got 0 and 5"),
         ({}, ["--top", "0"], "every and top must be at least 1, got 1 and 0"),
         (dict(frames=1, seconds=1e4), [], "0 frames at 0.0001 a second, .* needed are 2 to "),

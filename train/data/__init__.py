@@ -4,6 +4,7 @@ build_dataset       a data set by name: photos (embedded), cifar10, cifar100, pa
 make_loader         batches of one epoch at one size; uint8, normalised later on the device
 Resized, Clips      the views behind it: rendering, flips and shifts of images; clips of videos
 ClipSampling        how clips are taken from a video
+MOTION              views of a clip that show only what moves
 ImageDataset        what a data set of images is
 VideoDataset        what a data set of videos is
 BadImage, BadVideo  raised for an image or a video that cannot be read
@@ -14,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from .cifar import Cifar
-from .clips import Clips, ClipSampling
+from .clips import MOTION, Clips, ClipSampling
 from .dataset import BalancedPart, Cached, ImageDataset
 from .folder import Folder
 from .images import BadImage
@@ -28,6 +29,7 @@ from .video_sets import HMDB51, UCF101, VideoDataset, VideoFolder
 __all__ = [
     "DATASETS",
     "LISTED_DATASETS",
+    "MOTION",
     "VIDEO_DATASETS",
     "BadImage",
     "BadVideo",

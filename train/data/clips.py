@@ -17,6 +17,7 @@ from .video import BadVideo, read_frames
 from .video_sets import VideoDataset
 
 MOTION_RANGE = 4.0  # up to which change is shown, in units of its root mean square over the clip
+GREY, STD = 115.0, 40.0  # of a clip without what stands still
 MAX_CLIPS = 32  # that cover a video at test time; they are in memory together
 
 
@@ -31,8 +32,8 @@ class ClipSampling:
         scale: in training the shorter side is resized to between 1 and this many times the crop.
         randaugment: magnitude of torchvision's RandAugment, 0 to 30, two operations, the same for all frames; None is off.
         gamma: pixels (0 to 1) to this power, always; below 1 brightens.
-        motion: then show, in place of a frame, how much each pixel changes until the next one, in units of what is usual in the
-            clip; see `changes`. So neither scene nor light, colour or contrast tells clips apart.
+        motion: a key of MOTION: what to show in place of frames, so that neither scene, light nor contrast tells clips apart;
+            None shows the frames.
     """
 
     frames: int = 30
@@ -41,7 +42,7 @@ class ClipSampling:
     scale: float = 1.25
     randaugment: int | None = None
     gamma: float = 1.0
-    motion: bool = False
+    motion: str | None = None
 
     def protocol(self) -> str:
         """How the accuracy of a video comes about, in words."""
@@ -122,7 +123,7 @@ class Clips(Dataset):
         if self.flip[index]:
             frames = frames.flip(-1)
         if self.sampling.motion:
-            frames = changes(frames)
+            frames = MOTION[self.sampling.motion](frames)
         if self.sampling.randaugment is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(mix(self.seed, self.epoch, f"randaugment {index}"))
@@ -134,7 +135,7 @@ class Clips(Dataset):
         frames = read_frames(path, self._cover, self.render, side=self.size)
         clips = frames.unflatten(0, (-1, self.sampling.frames))
         if self.sampling.motion:
-            clips = changes(clips)
+            clips = MOTION[self.sampling.motion](clips)
         return clips.transpose(1, 2).contiguous()
 
     def render(self, frames: Tensor, scale: float = 1.0, place: Sequence[float] | None = None) -> Tensor:
@@ -169,6 +170,20 @@ def changes(clips: Tensor) -> Tensor:
     usual = change.square().mean((-4, -3, -2, -1), keepdim=True).sqrt().clamp(min=1)  # of a still clip: 0
     shown = change.div_(MOTION_RANGE * usual).clamp_(max=1).sqrt_().mul_(255).round_().byte()
     return torch.cat([shown, shown[..., -1:, :, :, :]], -4).expand(clips.shape)
+
+
+def moving(clips: Tensor) -> Tensor:
+    """Clips (..., T, 3, height, width), 0 to 255, less each pixel's mean over the clip, on GREY: the same shape, uint8.
+
+    Each channel of a clip is brought to a standard deviation of STD.
+    """
+    x = clips.float()
+    x = x - x.mean(-4, keepdim=True)
+    std = x.square().mean((-4, -2, -1), keepdim=True).sqrt().clamp(min=1)  # of a still clip: 0
+    return x.mul_(STD / std).add_(GREY).round_().clamp_(0, 255).byte()
+
+
+MOTION = {"changes": changes, "moving": moving}
 
 
 def crop(frames: Tensor, size: int, scale: float = 1.0, place: Sequence[float] | None = None) -> Tensor:

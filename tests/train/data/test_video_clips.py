@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms import v2
 
 from s4nd.train.data import BadVideo, Clips, ClipSampling, make_loader
-from s4nd.train.data.clips import MAX_CLIPS, MOTION_RANGE, changes, crop
+from s4nd.train.data.clips import GREY, MAX_CLIPS, MOTION_RANGE, STD, changes, crop, moving
 from s4nd.train.data.resized import render
 from s4nd.train.data.video_sets import VideoDataset
 
@@ -193,7 +193,7 @@ def test_motion_is_the_change_from_frame_to_frame_in_units_of_what_is_usual():
 
 @pytest.mark.parametrize("train", [True, False])
 def test_motion_is_shown_in_place_of_the_frames(video, train):
-    clip = clips(video(9), train=train, motion=True)[0][0]
+    clip = clips(video(9), train=train, motion="changes")[0][0]
     plain = clips(video(9), train=train)[0][0]
     assert clip.shape == plain.shape and clip.dtype == torch.uint8
     clip = clip if train else clip[0]
@@ -207,10 +207,20 @@ def test_motion_sees_changes_of_less_than_a_grey_value():
     dark = torch.full((1, 3, 32, 32), 20, dtype=torch.uint8)
     brighter = dark.clone()
     brighter[..., ::2, ::2] += 1
-    view = Clips(Paths("never read"), 16, ClipSampling(frames=2, gamma=0.5, motion=True), train=False)
+    view = Clips(Paths("never read"), 16, ClipSampling(frames=2, gamma=0.5, motion="changes"), train=False)
     frames = view.render(torch.cat([dark, brighter]))
     step = 255 * ((21 / 255) ** 0.5 - (20 / 255) ** 0.5) / 4
     torch.testing.assert_close(frames.diff(dim=0)[..., 4:-4, 4:-4].mean().item(), step, rtol=1e-3, atol=0)
+
+
+def test_what_moves_is_the_frames_less_their_mean_in_one_contrast():
+    frames = 255 * torch.rand(2, 4, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    frames[:, :, :, :3] = frames[:, :1, :, :3]
+    change = frames.double() - frames.double().mean(1, keepdim=True)
+    expected = GREY + change * (STD / change.square().mean((1, 3, 4), keepdim=True).sqrt())
+    # Rounding to whole values; float32 moves a value by less than another thousandth.
+    assert (moving(frames) - expected.clamp(0, 255)).abs().max() <= 0.5 + 1e-3
+    assert (moving(frames)[:, :, :, :3] == GREY).all()
 
 
 def test_motion_does_not_tell_scene_light_or_contrast():
