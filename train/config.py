@@ -37,9 +37,7 @@ class DataConfig:
     scale: float = 1.25  # random shorter side before the crop, at most this many times the size
     randaugment: int | None = None  # magnitude, 0 to 30; None is off
     gamma: float = 1.0  # pixels (0 to 1) to this power; below 1 brightens
-    motion: str | None = (
-        None  # "changes" from frame to frame, or what is "moving" over the clip, in place of the frames
-    )
+    motion: str | None = None  # "changes" or "moving": what moves, in place of the frames
 
     def sampling(self) -> ClipSampling | None:
         """What becomes of a video; None for images."""

@@ -15,11 +15,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from .cifar import Cifar
-from .clips import MOTION, Clips, ClipSampling
+from .clips import Clips, ClipSampling
 from .dataset import BalancedPart, Cached, ImageDataset
 from .folder import Folder
 from .images import BadImage
 from .loader import ImageLoader, make_loader
+from .motion import MOTION
 from .parquet import Parquet
 from .photos import Photos
 from .resized import Resized

@@ -12,12 +12,11 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from .motion import MOTION
 from .resized import mix
 from .video import BadVideo, read_frames
 from .video_sets import VideoDataset
 
-MOTION_RANGE = 4.0  # up to which change is shown, in units of its root mean square over the clip
-GREY, STD = 115.0, 40.0  # of a clip without what stands still
 MAX_CLIPS = 32  # that cover a video at test time; they are in memory together
 
 
@@ -158,32 +157,6 @@ class Clips(Dataset):
         span, T = self._span(count, fps), self.sampling.frames
         instants = starts[:, None] * (count - span) + (np.arange(T) + 0.5) * span / T  # frame n lasts from n to n + 1
         return np.floor(instants).astype(np.int64).reshape(-1)
-
-
-def changes(clips: Tensor) -> Tensor:
-    """How much each pixel of clips (..., T, 3, height, width), 0 to 255, changes from frame to frame: the same shape, uint8.
-
-    255 sqrt(min(1, |d| / (MOTION_RANGE r))) with d = x[t + 1] - x[t] in grey and r the root mean square of d over the clip. The
-    last frame is as the one before.
-    """
-    change = clips.float().mean(-3, keepdim=True).diff(dim=-4).abs_()
-    usual = change.square().mean((-4, -3, -2, -1), keepdim=True).sqrt().clamp(min=1)  # of a still clip: 0
-    shown = change.div_(MOTION_RANGE * usual).clamp_(max=1).sqrt_().mul_(255).round_().byte()
-    return torch.cat([shown, shown[..., -1:, :, :, :]], -4).expand(clips.shape)
-
-
-def moving(clips: Tensor) -> Tensor:
-    """Clips (..., T, 3, height, width), 0 to 255, less each pixel's mean over the clip, on GREY: the same shape, uint8.
-
-    Each channel of a clip is brought to a standard deviation of STD.
-    """
-    x = clips.float()
-    x = x - x.mean(-4, keepdim=True)
-    std = x.square().mean((-4, -2, -1), keepdim=True).sqrt().clamp(min=1)  # of a still clip: 0
-    return x.mul_(STD / std).add_(GREY).round_().clamp_(0, 255).byte()
-
-
-MOTION = {"changes": changes, "moving": moving}
 
 
 def crop(frames: Tensor, size: int, scale: float = 1.0, place: Sequence[float] | None = None) -> Tensor:

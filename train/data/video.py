@@ -39,11 +39,11 @@ def read_frames(
     Args:
         pick: from the number of frames and the frames per second (nan if the file does not say) to indices (n,) in any
             order, repeated or not; those beyond the ends are taken as the ends.
-        render: (m, 3, H, W) uint8 -> (m, 3, h, w) uint8, called on some frames at a time.
+        render: (m, 3, H, W) uint8 -> (m, 3, h, w), called on some frames at a time.
         side: frames of more than MAX_PIXELS are decoded with this shorter side, if that makes them smaller.
 
     Returns:
-        (n, 3, h, w) uint8.
+        (n, 3, h, w), as rendered.
 
     Raises:
         BadVideo: not a video, damaged or truncated.

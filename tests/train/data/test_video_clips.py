@@ -8,7 +8,8 @@ import torch
 from torchvision.transforms import v2
 
 from s4nd.train.data import BadVideo, Clips, ClipSampling, make_loader
-from s4nd.train.data.clips import GREY, MAX_CLIPS, MOTION_RANGE, STD, changes, crop, moving
+from s4nd.train.data.clips import MAX_CLIPS, crop
+from s4nd.train.data.motion import MOTION_RANGE
 from s4nd.train.data.resized import render
 from s4nd.train.data.video_sets import VideoDataset
 
@@ -181,16 +182,6 @@ def test_size_and_frames_must_be_positive(video):
         clips(video(3), frames=0)
 
 
-def test_motion_is_the_change_from_frame_to_frame_in_units_of_what_is_usual():
-    frames = 255 * torch.rand(2, 4, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    change = frames.double().mean(2).diff(dim=1).abs()
-    usual = change.square().mean((1, 2, 3), keepdim=True).sqrt()
-    expected = 255 * (change / (MOTION_RANGE * usual)).clamp(max=1).sqrt()
-    expected = torch.cat([expected, expected[:, -1:]], 1)[:, :, None].expand(2, 4, 3, 9, 9)
-    # Rounding to whole values; a float32 root moves a value by less than another thousandth.
-    assert (changes(frames) - expected).abs().max() <= 0.5 + 1e-3
-
-
 @pytest.mark.parametrize("train", [True, False])
 def test_motion_is_shown_in_place_of_the_frames(video, train):
     clip = clips(video(9), train=train, motion="changes")[0][0]
@@ -211,23 +202,3 @@ def test_motion_sees_changes_of_less_than_a_grey_value():
     frames = view.render(torch.cat([dark, brighter]))
     step = 255 * ((21 / 255) ** 0.5 - (20 / 255) ** 0.5) / 4
     torch.testing.assert_close(frames.diff(dim=0)[..., 4:-4, 4:-4].mean().item(), step, rtol=1e-3, atol=0)
-
-
-def test_what_moves_is_the_frames_less_their_mean_in_one_contrast():
-    frames = 255 * torch.rand(2, 4, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    frames[:, :, :, :3] = frames[:, :1, :, :3]
-    change = frames.double() - frames.double().mean(1, keepdim=True)
-    expected = GREY + change * (STD / change.square().mean((1, 3, 4), keepdim=True).sqrt())
-    # Rounding to whole values; float32 moves a value by less than another thousandth.
-    assert (moving(frames) - expected.clamp(0, 255)).abs().max() <= 0.5 + 1e-3
-    assert (moving(frames)[:, :, :, :3] == GREY).all()
-
-
-def test_motion_does_not_tell_scene_light_or_contrast():
-    scene, change = (torch.randint(n, (1, 3, 9, 9), dtype=torch.uint8) for n in (40, 4))
-    change = change * torch.arange(5, dtype=torch.uint8)[:, None, None, None]
-    shown = changes(change)
-    assert torch.equal(changes(change + scene), shown)
-    # Grey means of three whole values are exact to float32's rounding, which can move a value across a half.
-    assert (changes(5 * (change + scene)).int() - shown.int()).abs().max() <= 1
-    assert not changes(scene.expand(5, 3, 9, 9)).any()
