@@ -123,7 +123,7 @@ def video_files(folder: Path) -> list[Path]:
 
 def decoding(settings: Settings) -> Table:
     """Reading clips from files. s4nd: as training does, cropped at random and resized. decord: VideoReader and get_batch of the
-    same frames, in the size of the file; scaled: those in the size of the clip."""
+    same frames, in the size of the file; scaled: those in the size of the clip. One thread, as in the workers of a loader."""
     decord = require_decord()
     files = video_files(settings.videos)[:MOST_VIDEOS]
     names = [str(path.relative_to(settings.videos)) for path in files]
@@ -142,7 +142,10 @@ def decoding(settings: Settings) -> Table:
     padded = -(-3 * settings.size // 64) * 64  # bytes of a row; decord takes a multiple of the width for more channels
     if padded == 3 * settings.size or padded % settings.size:
         readers["decord scaled"] = lambda: plain(width=settings.size, height=settings.size)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     times = measure({row: Contestant(run) for row, run in readers.items()}, settings.rounds)
+    torch.set_num_threads(threads)
     rows: Table = {}
     for row, ms in times.items():
         ratios = {f"clips/s{RATIO}{other}": times[other] / ms for other in times if other != "s4nd"}
