@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from s4nd.ops import double_backward
+from s4nd.ops import autodiff
 from s4nd.ops.blocks import head_blocks
 
 
@@ -70,8 +70,8 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, skip, *matrices = ctx.saved_tensors
-        if double_backward.wanted():
-            return double_backward.by_definition(definition, (u, skip, *matrices), grad)
+        if autodiff.wanted():
+            return autodiff.by_definition(definition, (u, skip, *matrices), grad)
         grads = [
             None if not needed else torch.empty_like(x) if i == 0 else torch.zeros_like(x)
             for i, (x, needed) in enumerate(zip((u, skip, *matrices), ctx.needs_input_grad, strict=True))

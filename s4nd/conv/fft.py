@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from s4nd.ops import double_backward
+from s4nd.ops import autodiff
 from s4nd.ops.blocks import head_blocks
 
 
@@ -75,8 +75,8 @@ class _FFTConv(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         u, k = ctx.saved_tensors
         axis, n, (of_u, of_k, _) = ctx.axis, u.shape[ctx.axis], ctx.needs_input_grad
-        if double_backward.wanted():
-            return double_backward.by_definition(definition, (u, k, axis), grad)
+        if autodiff.wanted():
+            return autodiff.by_definition(definition, (u, k, axis), grad)
         length = fast_length(2 * n - 1)
         grad_u, grad_k = torch.empty_like(u) if of_u else None, torch.empty_like(k) if of_k else None
         for heads in _blocks(grad):

@@ -14,7 +14,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from s4nd.ops import double_backward
+from s4nd.ops import autodiff
 from s4nd.ops.blocks import head_blocks
 
 
@@ -71,8 +71,8 @@ class _KroneckerConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, skip, *matrices = ctx.saved_tensors
-        if double_backward.wanted():
-            return double_backward.by_definition(definition, (u, skip, *matrices), grad)
+        if autodiff.wanted():
+            return autodiff.by_definition(definition, (u, skip, *matrices), grad)
         of_u, of_skip, *of_T = ctx.needs_input_grad
         grad_u = torch.empty_like(u) if of_u else None
         grad_skip = torch.empty_like(skip) if of_skip else None

@@ -8,6 +8,8 @@ eight in real arithmetic.
 import torch
 from torch import Tensor
 
+from s4nd.ops import autodiff
+
 
 def pair(re: Tensor, im: Tensor) -> Tensor:
     """(...), (...) -> (..., 2)."""
@@ -73,8 +75,9 @@ class _Exp(torch.autograd.Function):
 
 
 def complex_views(x: Tensor) -> bool:
-    """Whether torch may see this pair as a complex tensor."""
-    return x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling()
+    """Whether torch may see this pair as a complex tensor: eager mode, on plain tensors."""
+    plain = not (torch.compiler.is_compiling() or autodiff.is_transformed())
+    return plain and x.device.type in ("cpu", "cuda")
 
 
 def view(x: Tensor) -> Tensor:

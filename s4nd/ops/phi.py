@@ -6,7 +6,7 @@ Complex tensors are real pairs (..., 2).
 import torch
 from torch import Tensor
 
-from s4nd.ops import double_backward, pairs
+from s4nd.ops import autodiff, pairs
 
 
 def phi1(x: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ class _Phi1(torch.autograd.Function):
         if grad is None:
             return None
         x, slope = ctx.saved_tensors
-        if double_backward.wanted():
-            return double_backward.by_definition(definition, (x,), grad)[0]
+        if autodiff.wanted():
+            return autodiff.by_definition(definition, (x,), grad)[0]
         return pairs.mul(grad, pairs.conj(slope))
 
 

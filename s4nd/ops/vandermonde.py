@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from s4nd.ops import double_backward, pairs
+from s4nd.ops import autodiff, pairs
 from s4nd.ops.blocks import head_blocks
 
 
@@ -78,8 +78,8 @@ class _Vandermonde(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, v, x = ctx.saved_tensors
-        if double_backward.wanted():
-            return double_backward.by_definition(vandermonde_definition, (u, v, x, ctx.L), grad)
+        if autodiff.wanted():
+            return autodiff.by_definition(vandermonde_definition, (u, v, x, ctx.L), grad)
         (S, T), (H, N, _) = _factors(u, v, ctx.L), x.shape
         both = grad.new_empty(H, 2, len(u), len(v), T * S)  # 2 grad and 2 l grad
         both[..., ctx.L :] = 0

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from s4nd.ops import double_backward, pairs
+from s4nd.ops import autodiff, pairs
 
 MAX_OVERSAMPLING = 4
 
@@ -87,8 +87,8 @@ class _CloseLoop(torch.autograd.Function):
         if grad is None:
             return None, None
         g, into, gain, heard = ctx.saved_tensors
-        if double_backward.wanted():
-            return double_backward.by_definition(_definition, (g, ctx.oversampling), grad)
+        if autodiff.wanted():
+            return autodiff.by_definition(_definition, (g, ctx.oversampling), grad)
         circle = _Circle(g, ctx.oversampling)
         reverse = circle.values(-grad.flip(-1))  # (I-1, J-1, H, M/2 + 1)
         of_into = torch.empty_like(into)

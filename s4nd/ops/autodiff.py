@@ -1,9 +1,20 @@
-"""Derivatives of second order of the operations that have a backward pass of their own."""
+"""When an operation's own backward pass serves, and what to do where it does not.
+
+Several operations have a backward pass of their own, which is faster than autograd's of their definition. It knows first
+derivatives by reverse mode, of plain tensors. What else is asked of an operation goes through its definition: second
+derivatives, forward mode, and the transforms of torch.func (vmap, jvp, jacfwd), whose tensors an own pass cannot write into.
+"""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func or forward mode is at work, so that an operation must be its definition."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def wanted() -> bool:
