@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from s4nd import S4ND, set_base_size
+from s4nd.nn import Sampling
 
 from .convnext3d import ConvNeXt3d
 
@@ -60,8 +61,8 @@ def inflate(source: nn.Module | Mapping[str, Tensor], model: ConvNeXt3d, *, unit
     convolution has no place in an S4ND layer, nor the other way round). All else must be there and fit.
 
     Args:
-        source: an S4ND-ConvNeXt, timm's ConvNeXt, or the state dict of one. A model's S4ND layers are re-sampled to the video
-            model's frame size; a state dict's count as trained at it, with the same options.
+        source: an S4ND-ConvNeXt, timm's ConvNeXt, or the state dict of one. Its S4ND layers are re-sampled to the video model's
+            frame size; those of a state dict that does not say what it was trained on count as trained at it.
         model: of convnext3d.py or s4nd_convnext3d.py.
         unit_gain: multiply the read-out C of the S4ND kernels over time so that their taps sum to 1 per head, over both
             directions of a two-sided axis. False is the reference implementation's rule: with the default initialisation the
@@ -78,12 +79,13 @@ def inflate(source: nn.Module | Mapping[str, Tensor], model: ConvNeXt3d, *, unit
         if not isinstance(value, Tensor):
             raise ValueError(f"inflate needs a state dict of tensors, got {name} of type {type(value).__name__}")
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, S4ND)}
-    flat_layers = _resampled(source, layers) if isinstance(source, nn.Module) else {}
-    flat = {
-        **flat,
-        **{f"{name}.{key}": x for name, layer in flat_layers.items() for key, x in layer.state_dict().items()},
-    }
-    report, weights = _plan(flat, model.state_dict(), layers, type(model).__name__)
+    if isinstance(source, nn.Module):
+        _check_kernels(source, layers)
+    samplings = {name: flat[key] for name in layers if (key := f"{name}._extra_state") in flat}
+    flat = {key: value for key, value in flat.items() if not key.endswith("_extra_state")}
+    twins = {name: _resampled(name, layers[name], flat, Sampling.from_tensor(x)) for name, x in samplings.items()}
+    own = {key: value for key, value in model.state_dict().items() if not key.endswith("_extra_state")}
+    report, weights = _plan(flat, own, layers, type(model).__name__)
     filled = {name: layer for name, layer in layers.items() if f"{name}.kernels.1.C" in weights}
     gains = {name: _gain(layer) for name, layer in filled.items()} if unit_gain else {}
     if low := [name for name, gain in gains.items() if gain.abs().min() < SMALLEST_GAIN]:
@@ -91,15 +93,14 @@ def inflate(source: nn.Module | Mapping[str, Tensor], model: ConvNeXt3d, *, unit
             f"unit_gain needs kernels over time whose taps sum to at least {SMALLEST_GAIN}, as with deterministic=True; "
             f"less in {len(low)} layers{_listed(low)}: build them so, or inflate with unit_gain=False"
         )
-    own = model.state_dict()
     for name, value in weights.items():
         own[name].copy_(value)
     for name, layer in filled.items():
         if name in gains:
             by_direction = layer.kernels[0].C.unflatten(0, (-1, len(gains[name])))
             by_direction /= gains[name].reshape(*gains[name].shape, *([1] * (by_direction.ndim - 3)))
-        if name in flat_layers:
-            layer.l_max = (layer.l_max[0], *flat_layers[name].l_max)
+        if name in twins:
+            layer.sampling = twins[name].sampling
     scaled = [f"{name}.kernels.0.C" for name in gains]
     return report._replace(scaled=scaled, initial=[name for name in report.initial if name not in scaled])
 
@@ -169,20 +170,39 @@ def _flat_name(name: str, layers: Mapping[str, S4ND]) -> str:
     return name
 
 
-def _resampled(source: nn.Module, layers: Mapping[str, S4ND]) -> dict[str, S4ND]:
-    """The image model's S4ND layers by name, which the video model's must be like; copies, for its frame size."""
-    found = {}
+def _check_kernels(source: nn.Module, layers: Mapping[str, S4ND]) -> None:
+    """Kernels over space must mean in the video model what they mean in the image model."""
     for name, flat in source.named_modules():
-        if not isinstance(flat, S4ND) or name not in layers:
-            continue
-        theirs, ours = ([layer.align, *map(_options, layer.kernels[-2:])] for layer in (flat, layers[name]))
-        if theirs != ours:
-            raise ValueError(
-                f"inflate needs S4ND layers of one alignment and one kernel, got {ours} for {theirs} in {name}"
-            )
-        found[name] = copy.deepcopy(flat)
-        set_base_size(found[name], layers[name].base_size[1:], rescale=True)
-    return found
+        if isinstance(flat, S4ND) and name in layers:
+            theirs, ours = (list(map(_options, layer.kernels[-2:])) for layer in (flat, layers[name]))
+            if theirs != ours:
+                raise ValueError(f"inflate needs S4ND layers of one kernel, got {ours} for {theirs} in {name}")
+
+
+def _resampled(name: str, layer: S4ND, flat: dict[str, Tensor], sampling: Sampling) -> S4ND:
+    """A copy of the video model's layer with the image model's kernels over space, re-sampled to the video's frame size; they
+    replace those in `flat`."""
+    if sampling.align != layer.align or sampling.ndim != layer.ndim - 1:
+        theirs, ours = (f"align={x.align!r} and {x.ndim} axes" for x in (sampling, layer))
+        raise ValueError(
+            f"inflate needs S4ND layers of one alignment and one more axis, got {ours} for {theirs} in {name}"
+        )
+    twin = copy.deepcopy(layer)
+    own = {
+        key: value
+        for key, value in twin.named_parameters(prefix=name)
+        if ".kernels." in key and ".kernels.0." not in key
+    }
+    keys = {key: _flat_name(key, {name: layer}) for key in own}
+    if any(keys[key] not in flat or flat[keys[key]].shape != value.shape for key, value in own.items()):
+        return twin  # what is missing or of another shape is reported with all the rest
+    for key, value in own.items():
+        value.copy_(flat[keys[key]])
+    twin.base_size = (layer.base_size[0], *sampling.base_size)
+    twin.l_max = (layer.l_max[0], *sampling.l_max)
+    set_base_size(twin, layer.base_size, rescale=True)
+    flat.update({keys[key]: value.detach() for key, value in own.items()})
+    return twin
 
 
 def _options(kernel: nn.Module) -> dict[str, str | None]:

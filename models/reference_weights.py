@@ -98,7 +98,9 @@ class _Conversion:
 
     def __init__(self, state: Mapping[str, Tensor], model: nn.Module):
         rename = _renaming(model)
-        self.own = model.state_dict()
+        state_dict = model.state_dict()
+        self.samplings = {name: value for name, value in state_dict.items() if name.endswith("_extra_state")}
+        self.own = {name: value for name, value in state_dict.items() if name not in self.samplings}
         self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, S4ND)}
         for name, layer in self.layers.items():
             if layer.align != "edge":
@@ -137,7 +139,8 @@ class _Conversion:
                     f"{axis.name}: C is not finite: the weights are damaged, or a mode does not decay at all"
                 )
             ours[f"{axis.name}.C"] = C
-        return {name: value.to(self.own[name].dtype, copy=True).contiguous() for name, value in ours.items()}
+        ours = {name: value.to(self.own[name].dtype, copy=True).contiguous() for name, value in ours.items()}
+        return ours | self.samplings  # the model's own: the reference's weights say nothing of it
 
     def _axes(self) -> Iterable[_Axis]:
         for name, layer in self.layers.items():

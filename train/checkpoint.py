@@ -84,7 +84,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, Config, Meta]:
-    """The model of a checkpoint, built from the config inside at the resolution of its stage, in eval mode on the CPU.
+    """The model of a checkpoint, built from the config inside, in eval mode on the CPU; what its layers were trained on is
+    among its weights.
 
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint`, or the weights are not of that model.
@@ -98,7 +99,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, Config, Meta]:
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Load every tensor of a model; ValueError lists the keys that are missing, unexpected or of another shape."""
     own = model.state_dict()
-    missing = [key for key in own if key not in tensors]
+    # A layer says itself what it assumes where older weights lack its extra state.
+    missing = [key for key in own if key not in tensors and not key.endswith("_extra_state")]
     unexpected = [key for key in tensors if key not in own]
     misshaped = [
         f"{key} {tuple(tensors[key].shape)} for {tuple(own[key].shape)}"

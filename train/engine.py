@@ -253,8 +253,7 @@ class Trainer:
 
     def restore(self, state: dict) -> None:
         """Continue from the end of an epoch."""
-        for stage in range(state["stage"] + 1):
-            self.enter(stage)
+        self.enter(state["stage"])
         load_weights(self.model, state["model"], STATE_FILE)
         if self.ema:
             load_weights(self.ema.module, state["ema"], STATE_FILE)

@@ -32,10 +32,11 @@ def _inflate(model: nn.Module, path: str, config: Config) -> str:
 
 
 def _load(model: nn.Module, path: str, config: Config) -> str:
-    source = _source(path)
+    source, frames = _source(path), {}
+    if hasattr(model, "num_frames"):
+        frames["num_frames"] = model.num_frames
     if isinstance(source, nn.Module):
-        if hasattr(source, "set_input_size"):  # its kernels re-sampled for the size of this run
-            frames = {"num_frames": getattr(model, "num_frames", None)} if hasattr(source, "num_frames") else {}
+        if hasattr(source, "set_input_size"):  # re-sampled for the size of this run
             source.set_input_size(img_size=config.stages[0].size, **frames)
         source = source.state_dict()
     own, classifier = model.state_dict(), model.pretrained_cfg["classifier"]
@@ -45,6 +46,8 @@ def _load(model: nn.Module, path: str, config: Config) -> str:
         if key.startswith(f"{classifier}.") and key in source and _differ_in_classes(value, source[key])
     ]
     load_weights(model, {**source, **{key: own[key] for key in other}}, Path(path).name)
+    if hasattr(model, "set_input_size"):  # bare weights say themselves what they were trained on
+        model.set_input_size(img_size=config.stages[0].size, **frames)
     left = f"; as drawn, for other classes: {', '.join(other)}" if other else ""
     return f"{len(own) - len(other)} tensors{left}"
 

@@ -15,12 +15,12 @@ from .config import Config
 
 
 def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
-    """A freshly initialised model as it stands in stage number `stage` of the config.
+    """A freshly initialised model for stage number `stage` of the config.
 
     Raises:
         ValueError: the name is not registered with timm, or the model does not know one of model.args.
     """
-    name, grid = config.model.name, {"img_size": config.stages[0].size}
+    name, grid = config.model.name, {"img_size": config.stages[stage].size}
     if config.data.sampling() is not None:
         grid["num_frames"] = config.data.frames
     if "/" in name or ":" in name or not is_model(name):  # names of hubs and folders would load code and weights
@@ -32,8 +32,7 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
         model = _create(name, args, grid)
     except TypeError as error:
         raise ValueError(f"model {name} does not take model.args {config.model.args}: {error}") from error
-    for i in range(stage + 1):  # as training did, so that what is not among the weights follows too
-        enter_stage(model, config, i)
+    set_bandlimit(model, config.stages[stage].bandlimit)
     return model
 
 
@@ -47,8 +46,8 @@ def _create(name: str, args: dict, grid: dict[str, int]) -> nn.Module:
 
 
 def enter_stage(model: nn.Module, config: Config, stage: int) -> None:
-    """Bring a model of the stage before to stage number `stage`: its resolution and its bandlimit."""
-    if stage > 0 and hasattr(model, "set_input_size"):
+    """Bring a model of another stage to stage number `stage`: its resolution and its bandlimit."""
+    if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=config.stages[stage].size)
     set_bandlimit(model, config.stages[stage].bandlimit)
 

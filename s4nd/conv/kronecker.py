@@ -33,14 +33,6 @@ def kronecker_conv(u: Tensor, matrices: Sequence[Tensor], skip: Tensor | None = 
     return (_KroneckerConv.apply if blocks else definition)(u, skip, *matrices)
 
 
-def matrix_conv(u: Tensor, K: Tensor) -> Tensor:
-    """y = K u with the whole matrix at hand: u (B, H, n_1, ..., n_D), K (C, H, n, n) -> (B, C, H, n_1, ..., n_D)."""
-    rows = u.flatten(2).transpose(0, 1)  # (H, B, n)
-    products = [torch.bmm(rows, K_c.mT).transpose(0, 1) for K_c in K]
-    y = products[0].contiguous()[:, None] if len(K) == 1 else torch.stack(products, dim=1)
-    return y.unflatten(-1, u.shape[2:])
-
-
 def definition(u: Tensor, skip: Tensor | None, *matrices: Tensor) -> Tensor:
     """The same with the matrices of all heads at once."""
     y = torch.einsum("bhs,chts->bcht", u.flatten(2), reduce(kronecker, matrices).sum(0)).unflatten(-1, u.shape[2:])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s4nd.conv.blocked import blocked_conv
 from s4nd.conv.fft import fft_conv
-from s4nd.conv.kronecker import kronecker_conv, matrix_conv, one_matrix
+from s4nd.conv.kronecker import kronecker_conv
 from s4nd.conv.toeplitz import matrix_along, toeplitz_matrix
 
 ALGORITHMS = ("toeplitz", "fft", "kronecker")
@@ -24,11 +24,11 @@ ALGORITHMS = ("toeplitz", "fft", "kronecker")
 # SHORT_AXIS, and up to LONG_AXIS if enough rows (images times the other axes) share the n x n matrix, which costs as much to
 # build as n rows to multiply. With several axes the matrix products stay in the cache together, and n / 4 rows are enough.
 SHORT_AXIS, LONG_AXIS = 32, 256
-# Grids of at most ONE_MATRIX samples take one matrix for all axes if so many images share it, or share it once it is built.
-ONE_MATRIX, IMAGES_TO_BUILD, IMAGES_TO_USE = 64, 16, 4
-# Multiplications for one image above which a CPU gains by taking blocks one by one, with a backward pass and without: below,
-# starting a product costs more than the copies that it spares.
-BLOCK_WORK, BLOCK_WORK_FORWARD = 2**19, 2**21
+# Grids of at most ONE_MATRIX samples take one matrix for all axes if so many images share it.
+ONE_MATRIX, IMAGES_TO_BUILD = 64, 16
+# Multiplications for one image above which a CPU gains by taking blocks one by one: below, starting a product costs more than
+# the copies that it spares.
+BLOCK_WORK = 2**19
 
 
 def separable_conv(
@@ -46,35 +46,21 @@ def separable_conv(
     Returns:
         (B, C, H, n_1, ..., n_D).
     """
-    return _convolution(u, kernels, skip, algorithm, IMAGES_TO_BUILD, BLOCK_WORK)(u)
+    return _convolution(u, kernels, skip, algorithm)(u)
 
 
-def prepared_conv(
-    u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None = None, *, algorithm: str = "auto"
-) -> Callable[[Tensor], Tensor]:
-    """`separable_conv` as a function of signals like u (axes, dtype, device), with what depends on the kernels alone computed
-    once; the kernels get no gradient from it."""
-    with torch.no_grad():
-        convolution = _convolution(u, kernels, skip, algorithm, IMAGES_TO_USE, BLOCK_WORK_FORWARD)
-        if convolution.func is kronecker_conv:
-            return partial(matrix_conv, K=one_matrix(**convolution.keywords))
-        return convolution
-
-
-def _convolution(
-    u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, algorithm: str, images: int, work: int
-) -> partial[Tensor]:
-    """What computes the convolution, with its operands: one matrix from so many `images`, blocks above so much `work`."""
+def _convolution(u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, algorithm: str) -> partial[Tensor]:
+    """What computes the convolution, with its operands."""
     if len(kernels) != u.ndim - 2:
         raise ValueError(f"need a kernel per axis of u (B, H, *axes) = {tuple(u.shape)}, got {len(kernels)} kernels")
     if algorithm != "auto" and algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be auto or one of {sorted(ALGORITHMS)}, got {algorithm!r}")
     if algorithm == "auto" and torch.compiler.is_exporting():
         algorithm = "toeplitz"  # a choice by size would bind the exported program to sizes like this one's
-    if algorithm == "kronecker" or (algorithm == "auto" and _is_tiny(u) and len(u) >= images):
+    if algorithm == "kronecker" or (algorithm == "auto" and _is_tiny(u) and len(u) >= IMAGES_TO_BUILD):
         return partial(kronecker_conv, matrices=_matrices(kernels, u), skip=_cast(skip, u))
     along = [_cheapest(u, axis) if algorithm == "auto" else algorithm for axis in range(2, u.ndim)]
-    if "fft" not in along and _in_blocks(u, work):
+    if "fft" not in along and _in_blocks(u):
         return partial(blocked_conv, matrices=_matrices(kernels, u), skip=_cast(skip, u))
     steps = [
         (matrix_along, *_matrices([k], u)) if name == "toeplitz" else (fft_conv, k)
@@ -113,8 +99,8 @@ def _is_tiny(u: Tensor) -> bool:
     return u.ndim > 3 and math.prod(u.shape[2:]) <= ONE_MATRIX
 
 
-def _in_blocks(u: Tensor, work: int) -> bool:
+def _in_blocks(u: Tensor) -> bool:
     """Whether all axes are taken within a block before the next: on a CPU, unless something else is to see the products."""
     if u.ndim < 4 or u.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    return u[0].numel() * max(u.shape[2:]) > work
+    return u[0].numel() * max(u.shape[2:]) > BLOCK_WORK

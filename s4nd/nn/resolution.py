@@ -1,11 +1,13 @@
 """How the S4ND layers of a model meet a grid: the band they are limited to, and the grid they count as trained on."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from s4nd.nn.s4nd import S4ND, per_axis
+from s4nd.nn.s4nd import S4ND
+from s4nd.nn.sampling import per_axis
 
 
 def layers(model: nn.Module) -> Iterator[S4ND]:
@@ -15,8 +17,6 @@ def layers(model: nn.Module) -> Iterator[S4ND]:
 
 def set_bandlimit(model: nn.Module, bandlimit: float | None) -> None:
     """Limit every S4ND layer to a fraction of the Nyquist frequency (1 is Nyquist itself); None lifts the limit."""
-    if bandlimit is not None and not bandlimit > 0:
-        raise ValueError(f"bandlimit must be positive or None, got {bandlimit}")
     for layer in layers(model):
         layer.bandlimit = bandlimit
 
@@ -32,14 +32,11 @@ def set_base_size(model: nn.Module, size: int | Sequence[int | None] | None, *, 
             did: its kernels are re-sampled for good.
     """
     for layer in layers(model):
-        new = per_axis("base_size", size, layer.ndim)
+        new, windows = per_axis("base_size", size, layer.ndim), list(layer.l_max)
         if rescale:
-            windows = list(layer.l_max)
             for axis, (kernel, n, window) in enumerate(zip(layer.kernels, new, layer.l_max, strict=True)):
                 if n is not None:
                     rate = layer.rate(axis, n)
                     kernel.rescale(rate)
                     windows[axis] = window and max(1, round(window / rate))
-            layer.l_max = tuple(windows)
-        layer.base_size = new
-        layer._last_grid = None  # what `fuse` would take
+        layer.sampling = replace(layer.sampling, base_size=new, l_max=tuple(windows))

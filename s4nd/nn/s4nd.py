@@ -9,21 +9,38 @@ Nguyen et al., "S4ND: Modeling Images and Videos as Multidimensional Signals Usi
 Shapes: B batch, H channels (d_model), C output channels per input channel, R rank, n_i samples along axis i.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from s4nd.conv import ALGORITHMS, lags, prepared_conv, separable_conv
-from s4nd.nn.cache import EvaluationCache, is_changing, state_of
-from s4nd.nn.deploy import FusedS4ND, fuse
+from s4nd.conv import ALGORITHMS, lags, separable_conv
+from s4nd.nn.kept import Kept, Numbers, numbers_of
 from s4nd.nn.kernels import KERNELS
 from s4nd.nn.kernels.side_by_side import alike, side_by_side
+from s4nd.nn.plan import Kernels, Plan, make_plan
 from s4nd.nn.pooling import average_pool
 from s4nd.nn.recurrent import step
-from s4nd.ops import BACKENDS
-from s4nd.ssm.align import check_align
+from s4nd.nn.sampling import Sampling, per_axis, positive
+from s4nd.ops import BACKENDS, autodiff
+
+NOT_SCRIPTABLE = (
+    "S4ND cannot be scripted or traced, since its kernels follow the grid; fuse it at one grid first: "
+    "timm.utils.reparameterize_model(model) or layer.fuse(size)"
+)
+_last_load: list | None = None  # the list of missing keys of the last load that was warned about
+
+
+def _of_sampling(name: str) -> property:
+    """An attribute of the layer's sampling as one of the layer's own; setting it makes another sampling."""
+
+    def set_it(layer: "S4ND", value: Any) -> None:
+        layer.sampling = replace(layer.sampling, **{name: value})
+
+    return property(lambda layer: getattr(layer.sampling, name), set_it)
 
 
 class S4ND(nn.Module):
@@ -92,21 +109,15 @@ class S4ND(nn.Module):
         _check_choice("kernel", kernel, KERNELS)
         _check_choice("algorithm", algorithm, ("auto", *ALGORITHMS))
         _check_choice("backend", backend, BACKENDS)
-        check_align(align)
-        for name, value in dict(d_model=d_model, ndim=ndim, rank=rank, channels=channels).items():
-            _check_positive(name, value)
-        if out_channels is not None:
-            _check_positive("out_channels", out_channels)
-        self.d_model, self.ndim, self.d_state = d_model, ndim, d_state
-        self.rank, self.channels, self.out_channels = rank, channels, out_channels
+        self.d_model, self.ndim, self.rank, self.channels = (
+            positive(name, value)
+            for name, value in dict(d_model=d_model, ndim=ndim, rank=rank, channels=channels).items()
+        )
+        self.out_channels = None if out_channels is None else positive("out_channels", out_channels)
+        self.d_state, self.algorithm = d_state, algorithm
+        self.sampling = Sampling(self.ndim, base_size, l_max, bandlimit, align)
         self.bidirectional = per_axis("bidirectional", bidirectional, ndim)
-        self.base_size, self.l_max = per_axis("base_size", base_size, ndim), per_axis("l_max", l_max, ndim)
-        self.pool = per_axis("pool", pool, ndim)
-        for name in ("base_size", "l_max", "pool"):
-            for size in getattr(self, name):
-                if size is not None:
-                    _check_positive(name, size)
-        self.bandlimit, self.align, self.algorithm = bandlimit, align, algorithm
+        self.pool = tuple(positive("pool", p) for p in per_axis("pool", pool, ndim))
         options = _axis_options(kernel, ndim, dt_min=dt_min, dt_max=dt_max, disc=disc, **kernel_options)
         each = zip(
             self.bidirectional, per_axis("init", init, ndim), per_axis("n_ssm", n_ssm, ndim), options, strict=True
@@ -130,8 +141,7 @@ class S4ND(nn.Module):
         self.D = nn.Parameter(torch.empty(channels, d_model, device=device, dtype=dtype)) if not out_channels else None
         if self.D is not None and not self.D.is_meta:
             nn.init.normal_(self.D)
-        self._cache = EvaluationCache()
-        self._last_grid: tuple[int, ...] | None = None
+        self.kept = Kept()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, e.g. after construction on the meta device and `to_empty`."""
@@ -140,51 +150,53 @@ class S4ND(nn.Module):
         if self.D is not None:
             nn.init.normal_(self.D)
 
+    base_size, l_max, bandlimit, align = map(_of_sampling, ("base_size", "l_max", "bandlimit", "align"))
+
     def rate(self, axis: int, n: int) -> float:
         """Step of a grid of n samples along the axis, in steps of the trained grid."""
-        return 1.0 if self.base_size[axis] is None else self.base_size[axis] / n
+        return self.sampling.rate(axis, n)
 
     def taps(self, axis: int, n: int) -> int:
         """Samples that a one-sided kernel spans on an axis of n: all n, unless l_max ends it before."""
-        window = self.l_max[axis]
-        return n if window is None else min(n, max(1, round(window / self.rate(axis, n))))
+        return self.sampling.taps(axis, n)
 
     def kernel_lags(self, axis: int, n: int) -> Tensor:
         """The 1-D kernels of an axis of n samples, by lag: (R, C, H, 2n - 1), C the outputs per input channel.
 
-        In evaluation they are computed once: until the parameters, their device or dtype or the layer's settings change.
-        (A change of a parameter through `.data` leaves no trace; call `train()` after it. See nn/cache.py.)
+        In evaluation they are computed once, for as long as the layer's parameters and settings are the same.
         """
-        return self._cached(("lags", axis, n), self.kernels[axis], lambda: self._compute_lags(axis, n))
+        return self.kept_or_computed(("lags", axis, n), lambda: self._compute_lags(axis, n))
 
-    def _cached(self, key: tuple, module: nn.Module, compute: Callable[[], Any]) -> Any:
-        """What `compute` returns, a function of the module's parameters; in evaluation it is kept."""
-        if self.training or is_changing(module):
-            return compute()
-        settings = self.bandlimit, self.base_size, self.l_max, self.align, self.algorithm
-        return self._cache.get_or_compute(key, (*settings, *state_of(module)), compute)
+    def kept_or_computed(self, key: tuple, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, a function of the layer's parameters and settings; in evaluation it is kept, see kept.py."""
+        return self.kept.get_or_compute(key, self._numbers, compute) if self._is_still() else compute()
 
-    def _convolve(self, u: Tensor) -> Tensor:
-        """(B, H, *axes) -> (B, C, H, *axes), the skip included."""
-        size = u.shape[2:]
-        if is_changing(self):
-            return separable_conv(u, self.all_kernel_lags(size), self.D, algorithm=self.algorithm)
-        # The best form depends on the batch, but roughly; each is right for any batch.
-        key = "conv", size, len(u).bit_length(), u.dtype, u.device, torch.is_autocast_enabled(u.device.type)
-        prepare = lambda: prepared_conv(u, self.all_kernel_lags(size), self.D, algorithm=self.algorithm)  # noqa: E731
-        return self._cached(key, self, prepare)(u)
+    def _is_still(self) -> bool:
+        """Whether what follows from the parameters alone may be kept: nothing asks for their gradients or traces them."""
+        if self.training or torch.compiler.is_compiling() or autodiff.is_transformed():
+            return False
+        # A replica of DataParallel has its parameters as plain attributes.
+        replica = getattr(self, "_is_replica", False)
+        return not torch.is_grad_enabled() or not (replica or any(p.requires_grad for p in self.parameters()))
+
+    def _numbers(self) -> Numbers | None:
+        """All that the kernels and the skip follow from."""
+        shape = self.d_model, self.rank, self.channels, self.out_channels, self.bidirectional, self.pool
+        if getattr(self, "_is_replica", False):  # of DataParallel: its parameters are plain attributes
+            return None
+        return numbers_of((self.sampling, shape), list(self.kernels), [] if self.D is None else [self.D])
 
     def all_kernel_lags(self, size: Sequence[int]) -> list[Tensor]:
-        """`kernel_lags` of every axis; where they are not cached, those of axes that are alike are computed together."""
-        if torch.compiler.is_compiling() or not is_changing(self.kernels):
-            return [self.kernel_lags(axis, n) for axis, n in enumerate(size)]
+        """`kernel_lags` of every axis, computed anew; those of axes that are alike are computed together."""
+        if torch.compiler.is_compiling():
+            return [self._compute_lags(axis, n) for axis, n in enumerate(size)]
         found: dict[int, Tensor] = {}
         for axis, n in enumerate(size):
             if axis in found:
                 continue
             group = [other for other in range(axis, self.ndim) if self._alike(axis, n, other, size[other])]
             if len(group) == 1:
-                found[axis] = self.kernel_lags(axis, n)
+                found[axis] = self._compute_lags(axis, n)
                 continue
             kernel = side_by_side([self.kernels[i] for i in group])
             k = kernel(self.taps(axis, n), self.rate(axis, n), bandlimit=self.bandlimit, align=self.align)
@@ -210,39 +222,65 @@ class S4ND(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """u (B, H, n_1, ..., n_D), floating point -> (B, H * channels or O * channels, n_1 // p_1, ..., n_D // p_D)."""
+        if torch.jit.is_tracing():
+            raise RuntimeError(NOT_SCRIPTABLE)
         if u.ndim != self.ndim + 2 or u.shape[1] != self.d_model or 0 in u.shape[2:]:
             axes = ", ".join(f"n_{i + 1}" for i in range(self.ndim))
             raise ValueError(f"S4ND needs u (B, d_model={self.d_model}, {axes}), no axis empty, got {tuple(u.shape)}")
         if not u.is_floating_point():
             raise ValueError(f"S4ND needs a floating-point u, got {u.dtype}")
         _check_windows(u.shape[2:], self.pool)
-        if not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            self._last_grid = tuple(u.shape[2:])
-        return average_pool(self._outputs(self._convolve(u)), self.pool)
+        size = tuple(u.shape[2:])
+        if not self._is_still() or self.algorithm != "auto":
+            y = separable_conv(u, self.all_kernel_lags(size), self.D, algorithm=self.algorithm)
+            return average_pool(self._outputs(y), self.pool)
+        if torch.is_grad_enabled() and u.requires_grad:  # the forms of plans are slow backwards
+            kernels = [self.kernel_lags(axis, n) for axis, n in enumerate(size)]
+            return average_pool(self._outputs(separable_conv(u, kernels, self.D)), self.pool)
+        return self._evaluate(u, size)
 
-    def fuse(self, size: int | Sequence[int] | None = None) -> FusedS4ND:
-        """The layer at one grid as plain matrix products, for inference and export; see nn/deploy.py.
+    def _evaluate(self, u: Tensor, size: tuple[int, ...]) -> Tensor:
+        """By the plan of this grid; in the memory layout of u."""
+        device = u.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else u.dtype
+        self.kept.latest = size
+        plan = self.kept_or_computed(("plan", size, dtype), lambda: self._plan(size, dtype, exportable=False))
+        with torch.autocast(device, enabled=False):
+            y = plan(u.to(dtype))
+        return y.contiguous() if u.is_contiguous() else y
+
+    def _plan(self, size: Sequence[int], dtype: torch.dtype, *, exportable: bool) -> Plan:
+        kernels, skip = self.all_kernel_lags(size), self.D
+        if self.out_channels is not None:  # in the order of the layer's outputs
+            kernels = [
+                k.unflatten(1, (self.out_channels, self.channels)).transpose(1, 2).flatten(1, 2) for k in kernels
+            ]
+        taps = tuple(self.taps(axis, n) for axis, n in enumerate(size))
+        made_of = Kernels(kernels, skip, taps, self.pool, depthwise=self.out_channels is None)
+        return make_plan(made_of, dtype, exportable=exportable)
+
+    @torch.no_grad()
+    def plan(self, size: int | Sequence[int]) -> Plan:
+        """The layer at one grid as plain convolutions and products, for inference and export; see nn/plan.py.
 
         Args:
-            size: of the grid, one value or one per axis. None, as in `timm.utils.reparameterize_model`: the grid of the last
-                run in evaluation mode (a compiled or traced run does not count), or else `base_size`.
+            size: of the grid, one value or one per axis.
         """
-        grid = self._last_grid or self.base_size if size is None else per_axis("size", size, self.ndim)
-        if None in grid:
-            raise ValueError(
-                "fuse makes matrices for one grid: run the layer once in evaluation mode at that grid, or give its size, "
-                f"since base_size={self.base_size} does not say it"
-            )
-        for n in grid:
-            _check_positive("size", n)
+        grid = [positive("size", n) for n in per_axis("size", size, self.ndim)]
         _check_windows(grid, self.pool)
-        return fuse(self, grid)
+        dtype = next(iter(self.kernels.parameters())).dtype if self.D is None else self.D.dtype
+        return self._plan(grid, dtype, exportable=True)
+
+    def fuse(self, size: int | Sequence[int] | None = None) -> Plan:
+        """`plan(size)`; without a size, as `timm.utils.reparameterize_model` calls it, a plan that takes the grid of its first
+        input. Scripted or exported before that, it is of the grid of the layer's last evaluation, or else of `base_size`."""
+        if size is not None:
+            return self.plan(size)
+        grid = self.kept.latest or self.base_size
+        return Plan.completed_by_input(self, None if None in grid else grid)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        raise RuntimeError(
-            "S4ND cannot be scripted, since its kernels follow the grid; fuse it at one grid first: "
-            "torch.jit.script(timm.utils.reparameterize_model(model)) or torch.jit.script(layer.fuse())"
-        )
+        raise RuntimeError(NOT_SCRIPTABLE)
 
     def step(self, u: Tensor, state: Tensor | None = None, *, n: int | None = None) -> tuple[Tensor, Tensor]:
         """One sample along the first causal axis: what `forward` gives at that instant of the whole signal.
@@ -266,12 +304,37 @@ class S4ND(nn.Module):
             return y.flatten(1, 2)
         return y.sum(2).unflatten(1, (self.out_channels, self.channels)).transpose(1, 2).flatten(1, 2)
 
+    def get_extra_state(self) -> Tensor:
+        """The sampling, which belongs to the weights; in a state dict under `_extra_state`."""
+        return self.sampling.to_tensor()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        sampling = Sampling.from_tensor(state)
+        if sampling.ndim != self.ndim:
+            raise ValueError(f"the sampling of a layer with {self.ndim} axes is needed, got one of {sampling.ndim}")
+        self.sampling = sampling
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
+        name = f"{prefix}_extra_state"
+        if name in state_dict or not any(key.startswith(prefix) for key in state_dict):
+            return
+        global _last_load
+        missing_keys[:] = [key for key in missing_keys if key != name]
+        if _last_load is not missing_keys:  # one list a load, one warning
+            warnings.warn(
+                f"the state dict has weights of S4ND layers without their sampling ({name}, and so on), as older versions "
+                f"wrote them: they are taken to be trained as this model was built, here {self.sampling}",
+                stacklevel=2,
+            )
+            _last_load = missing_keys
+
     def train(self, mode: bool = True) -> "S4ND":
-        self._cache.clear()
+        self.kept.clear()
         return super().train(mode)
 
     def _apply(self, fn, recurse: bool = True):
-        self._cache.clear()
+        self.kept.clear()
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
@@ -279,15 +342,6 @@ class S4ND(nn.Module):
         return ", ".join(
             f"{n}={getattr(self, n)}" for n in [*names, "l_max", "pool", "bandlimit", "align", "algorithm"]
         )
-
-
-def per_axis(name: str, value: Any, ndim: int) -> tuple:
-    """One value for all axes, or a sequence with one entry per axis, as a tuple of length ndim."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return (value,) * ndim
-    if len(value) != ndim:
-        raise ValueError(f"{name} must be one value or one per axis (ndim={ndim}), got {value!r}")
-    return tuple(value)
 
 
 def _axis_options(kernel: str, ndim: int, **options: Any) -> list[dict[str, Any]]:
@@ -298,11 +352,6 @@ def _axis_options(kernel: str, ndim: int, **options: Any) -> list[dict[str, Any]
             raise TypeError(f"kernel={kernel!r} takes no {name}; its options are {known}")
     values = {name: per_axis(name, value, ndim) for name, value in options.items()}
     return [{name: v[i] for name, v in values.items() if v[i] is not None} for i in range(ndim)]
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
 def _check_windows(size: Sequence[int], pool: tuple[int, ...]) -> None:

@@ -118,6 +118,7 @@ def test_layer_in_float32_loses_no_more_than_single_precision_does(golden, name)
             for i in range(2)
         ]
         state = {f"kernels.{i}.{k}": v for i, a in enumerate(axis) for k, v in a.items()} | {"D": leaves["D"]}
+        state["_extra_state"] = layer.get_extra_state()
         layer.load_state_dict(state)
         single = layer.float()(u.float())
     assert single.dtype == torch.float32

@@ -1,14 +1,16 @@
-"""The fused layer against the layer; pooling against torch's; the compiled and the exported layer against the layer."""
+"""A layer's plan in every form against the layer; pooling against torch's; the compiled and the exported layer against it."""
 
 import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from s4nd import S4ND
+from s4nd.nn import plan
 
 F64 = torch.float64
 DYNAMIC = torch.export.Dim.DYNAMIC
@@ -16,7 +18,7 @@ DYNAMIC = torch.export.Dim.DYNAMIC
 # PyTorch announces the end of TorchScript with every use.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is (deprecated|not supported):FutureWarning")
 
-LAYERS = {  # on both sides of ONE_MATRIX samples
+LAYERS = {
     "1 axis": (dict(ndim=1), (9,)),
     "1 axis, pooled": (dict(ndim=1, rank=2, channels=2, pool=2), (9,)),
     "1 axis, long": (dict(ndim=1, channels=2), (70,)),
@@ -55,12 +57,31 @@ def test_fused_layer_equals_layer(name, kernel):
         assert_close(layer.fuse(size)(u), layer(u).detach(), scale)
 
 
-def test_fused_layer_holds_matrices_only():
+@pytest.mark.parametrize("form", ["AxisConv", "AxisMatrix", "AxisSpectrum", "AxisFFT", "Blocks", "chosen"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_form_of_a_plan_equals_the_layer_in_training(name, form, monkeypatch):
+    """With whole kernels and with windows; in evaluation, where the forms for the CPU at hand are taken."""
+    if form == "Blocks":
+        monkeypatch.setattr(plan, "CONVOLUTION_WORK", 0)
+    elif form != "chosen":
+        monkeypatch.setattr(plan, "_form_along", lambda *_: getattr(plan, form))
+        monkeypatch.setattr(plan, "_in_blocks", lambda *_: False)
+    for window in (None, 3):
+        layer, u, size = make(name, F64, base_size=5, bandlimit=0.8, l_max=window)
+        expected = copy.deepcopy(layer).train()(u).detach()
+        with torch.no_grad():
+            assert_close(layer(u), expected)
+        if form != "Blocks":
+            assert_close(layer.fuse(size)(u), expected)
+
+
+def test_fused_layer_holds_buffers_only():
     for name in LAYERS:
         layer, _, size = make(name)
         fused = layer.fuse(size)
-        assert {type(m).__name__ for m in fused.modules()} <= {"FusedS4ND", "Sequential", "Product", "Spectrum"}
-        assert not list(fused.parameters())
+        kinds = {"Plan", "AxisByAxis", "Sequential", "AxisConv", "AxisSpectrum"}
+        assert {type(m).__name__ for m in fused.modules()} <= kinds
+        assert not list(fused.parameters()) and not list(layer.fuse().parameters())
         assert all(t.is_contiguous() and t.numel() == t.untyped_storage().nbytes() // 4 for t in fused.buffers())
 
 
@@ -78,20 +99,33 @@ def test_fused_half_precision_layer_stays_in_half_precision(dtype):
             assert_close(fused.float()(u).float(), y, 8 * torch.finfo(dtype).eps)
 
 
-def test_grid_is_the_one_given_else_that_of_the_last_evaluation_else_base_size():
-    layer = S4ND(3, d_state=8, base_size=(6, 7))
-    assert layer.fuse().size == [6, 7]
-    layer(torch.randn(1, 3, 4, 5))  # training
-    assert layer.fuse().size == [6, 7]
-    layer.eval()(torch.randn(1, 3, 8, 9))
-    assert layer.fuse().size == copy.deepcopy(layer).fuse().size == [8, 9]
-    assert layer.fuse(5).size == [5, 5]
+def test_plan_without_a_size_takes_the_grid_of_its_first_input_and_no_other_after_it():
+    torch.manual_seed(0)
+    layer = S4ND(3, d_state=8, base_size=(6, 7)).eval()
+    for size in ((6, 7), (8, 9)):
+        fused, u = copy.deepcopy(layer.fuse()).double(), torch.randn(2, 3, *size, dtype=F64)
+        assert_close(fused(u), copy.deepcopy(layer).double()(u).detach(), 1e-6)
+        assert fused.size == list(size) and not list(fused.parameters())
+        with pytest.raises(ValueError, match=rf"fused at the grid \[{size[0]}, {size[1]}\], not \[4, 4\]"):
+            fused(torch.randn(2, 3, 4, 4, dtype=F64))
+    assert layer.fuse(5).size == layer.fuse(np.int64(5)).size == [5, 5]
     assert layer.fuse((5, 3)).size == [5, 3]
 
 
+def test_plan_scripted_before_its_first_input_is_of_the_last_evaluation_or_else_of_the_trained_grid():
+    layer, script = S4ND(3, d_state=8, base_size=(6, 7)), torch.jit.script
+    assert script(layer.fuse()).size == [6, 7]
+    layer(torch.randn(1, 3, 4, 5))  # training
+    assert script(layer.fuse()).size == [6, 7]
+    with torch.no_grad():
+        layer.eval()(torch.randn(1, 3, 8, 9))
+    assert script(layer.fuse()).size == script(copy.deepcopy(layer).fuse()).size == [8, 9]
+
+
 def test_grid_that_nothing_tells_is_asked_for():
-    with pytest.raises(ValueError, match=r"run the layer once in evaluation.*or give its size.*base_size=\(None, 8\)"):
-        S4ND(3, base_size=(None, 8)).fuse()
+    for form in (torch.jit.script, lambda m: torch.export.export(m, (torch.randn(1, 3, 8, 8),))):
+        with pytest.raises(ValueError, match="fused for no grid yet: run the fused model once"):
+            form(S4ND(3, base_size=(None, 8)).fuse())
     with pytest.raises(ValueError, match=r"size must be one value or one per axis \(ndim=2\), got \(3, 4, 5\)"):
         S4ND(3).fuse((3, 4, 5))
     with pytest.raises(ValueError, match="size must be a positive integer, got 0"):
@@ -158,11 +192,17 @@ def test_onnx_gives_the_same_for_any_batch(name, exporter, tmp_path):
     assert_close(torch.from_numpy(y), fused(v), 1e-6)
 
 
-def test_layer_that_is_not_fused_says_why_it_cannot_be_scripted():
-    layer, _, _ = make()
+def test_layer_that_is_not_fused_says_why_it_cannot_be_scripted_or_traced():
+    layer, u, _ = make()
     for module in (layer, torch.nn.Sequential(layer)):
-        with pytest.raises(RuntimeError, match=r"S4ND cannot be scripted.*reparameterize_model"):
-            torch.jit.script(module)
+        forms = [
+            lambda m: torch.jit.script(m),
+            lambda m: torch.jit.trace(m, u),
+            lambda m: torch.onnx.export(m, (u,), io.BytesIO(), dynamo=False),
+        ]
+        for form in forms:
+            with pytest.raises(RuntimeError, match=r"S4ND cannot be scripted or traced.*reparameterize_model"):
+                form(module)
 
 
 @pytest.mark.parametrize("name", ["2 axes, pooled", "2 axes, small", "dense"])
@@ -238,7 +278,6 @@ def test_whole_layer_compiles_with_its_gradients(kernel, training):
     layer.train(training)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     found = results(compiled, layer, u)
-    assert layer._last_grid is None  # a compiled run leaves no trace
     for actual, expected in zip(found, results(layer, layer, u), strict=True):
         assert_close(actual, expected, 1e-5)
 

@@ -1,0 +1,138 @@
+"""What a layer computes from its parameters alone, kept only as long as they are the same numbers.
+
+Addresses and version counters prove nothing: weights change through `.data`, through memory that they share with others, and
+back. So what is kept stands beside a copy of the numbers that it was made from, and is used only while the present ones are
+equal. On a CPU that is a comparison of some kilobytes. Where it would wait for a device, nothing is kept, unless somebody
+promises that the weights stay: `frozen`.
+"""
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# Kept values of a layer: a grid or two, each in a few precisions, or those of recurrent mode.
+ENTRIES = 8
+
+
+class Numbers(NamedTuple):
+    """All that a layer's kernels follow from: plain settings, and the values of tensors."""
+
+    settings: tuple
+    tensors: tuple[Tensor, ...]
+
+    def copy(self) -> "Numbers":
+        return Numbers(self.settings, tuple(t.detach().clone() for t in self.tensors))
+
+    def equal(self, other: "Numbers") -> bool:
+        return (
+            self.settings == other.settings
+            and len(self.tensors) == len(other.tensors)
+            and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(self.tensors, other.tensors, strict=True))
+        )
+
+
+class Kept:
+    """{key: value} of one layer, with the numbers that the values were made from. They stay out of copies and pickles.
+
+    Attributes:
+        latest: the grid of the last evaluation, for want of a better one where a layer is fused without being told a size.
+    """
+
+    def __init__(self, latest: tuple[int, ...] | None = None):
+        self.latest = latest
+        self._made: tuple[Numbers | None, dict[Hashable, Any]] = None, {}  # replaced as a whole: readers need no lock
+        self._frozen, self._lock = 0, threading.Lock()
+
+    def get_or_compute(self, key: Hashable, numbers: Callable[[], Numbers | None], compute: Callable[[], Any]) -> Any:
+        """The value of `key` if it was made from the present numbers, else what `compute` returns now.
+
+        Args:
+            numbers: reads the present numbers; None where they cannot be compared.
+        """
+        if self._frozen:
+            values = self._made[1]
+            if key not in values:
+                values[key] = _plainly(compute)
+            return values[key]
+        present = numbers()
+        if present is None:
+            return _plainly(compute)
+        made_from, values = self._made
+        known = made_from is not None and made_from.equal(present)
+        if known and key in values:
+            return values[key]
+        made_from = made_from if known else present.copy()
+        value = _plainly(compute)
+        if made_from.equal(numbers()):  # else another thread has changed them meanwhile
+            before = list(values.items())[1 - ENTRIES :] if known else []
+            self._made = made_from, dict([*before, (key, value)])
+        return value
+
+    def clear(self) -> None:
+        """Let go of all values."""
+        self._made = None, {}
+
+    def freeze(self, by: int) -> None:
+        """Begin (1) or end (-1) a promise that the numbers stay; several may overlap."""
+        with self._lock:
+            if 0 in (self._frozen, self._frozen + by):
+                self.clear()
+            self._frozen += by
+
+    def __reduce__(self) -> tuple:
+        return Kept, (self.latest,)
+
+
+def _plainly(compute: Callable[[], Any]) -> Any:
+    # Tensors made in inference mode could not take part in a backward pass later, to the input of a frozen layer.
+    with torch.inference_mode(False), torch.no_grad():
+        return compute()
+
+
+def numbers_of(settings: tuple, modules: Sequence[nn.Module], tensors: Sequence[Tensor]) -> Numbers | None:
+    """The numbers of `modules` and `tensors`, None where they cannot be asked.
+
+    That is on devices, where comparing waits; for tensors that are none of their own (of torch.func, fake, distributed); and
+    for modules with hooks, parametrizations or tensors as plain attributes, whose parameters may be functions of anything.
+    """
+    found = list(tensors)
+    for module in modules:
+        if not is_plain(module):
+            return None
+        options = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"}
+        settings = (*settings, type(module), options)
+        found += module._parameters.values()
+    if all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in found):
+        return Numbers(settings, tuple(found))
+    return None
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether what a module computes follows from its parameters and its settings: nobody has hooked or parametrised it."""
+    attached = module._modules or module._buffers or module._forward_hooks or module._forward_pre_hooks
+    return not (attached or module._backward_hooks or any(isinstance(v, Tensor) for v in vars(module).values()))
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """A promise that no weight of the model changes inside: in evaluation, kernels are computed once per grid.
+
+    Without it a layer compares its weights with those that it computed from, which on a GPU would wait for the device, so
+    that kernels are computed anew there in each call.
+
+        with s4nd.frozen(model), torch.inference_mode():
+            for images in loader:
+                model(images)
+    """
+    kept = [module.kept for module in model.modules() if isinstance(getattr(module, "kept", None), Kept)]
+    for one in kept:
+        one.freeze(1)
+    try:
+        yield model
+    finally:
+        for one in kept:
+            one.freeze(-1)

@@ -1,0 +1,119 @@
+"""What a layer was trained on: the sampling that its kernels mean, which belongs to the weights as they do.
+
+Samples of the present grid are `rate` steps of the trained one apart. A model whose weights are loaded without their sampling
+would compute something else without a word, so the sampling travels in the state dict, as a tensor that every format carries.
+"""
+
+import operator
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s4nd.ssm.align import ALIGNMENTS, check_align
+
+VERSION = 1
+PER_AXIS = ("base_size", "l_max")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The trained grid and what of the kernels counts on it; an immutable value. Arguments marked * are one value or one per
+    axis, and are kept as one per axis.
+
+    Args:
+        ndim: D, number of axes.
+        base_size*: samples of the trained grid; None where the axis extends instead of being re-sampled.
+        l_max*: support of the 1-D kernels in samples of the trained grid; None for the whole axis.
+        bandlimit: modes above this fraction of the Nyquist frequency, of the coarser of the trained and the present grid, are
+            left out; None keeps all.
+        align: "centre" or "edge", see ssm/align.py.
+    """
+
+    ndim: int
+    base_size: tuple[int | None, ...] = None
+    l_max: tuple[int | None, ...] = None
+    bandlimit: float | None = None
+    align: str = "centre"
+
+    def __post_init__(self) -> None:
+        for name in PER_AXIS:
+            sizes = per_axis(name, getattr(self, name), self.ndim)
+            sizes = tuple(n if n is None else positive(name, n) for n in sizes)
+            object.__setattr__(self, name, sizes)
+        if self.bandlimit is not None and not self.bandlimit > 0:
+            raise ValueError(f"bandlimit must be positive or None, got {self.bandlimit}")
+        check_align(self.align)
+
+    def rate(self, axis: int, n: int) -> float:
+        """Step of a grid of n samples along the axis, in steps of the trained grid."""
+        return 1.0 if self.base_size[axis] is None else self.base_size[axis] / n
+
+    def taps(self, axis: int, n: int) -> int:
+        """Samples that a one-sided kernel spans on an axis of n: all n, unless l_max ends it before."""
+        window = self.l_max[axis]
+        return n if window is None else min(n, max(1, round(window / self.rate(axis, n))))
+
+    def to_tensor(self) -> Tensor:
+        """Bytes, (22 + 8 D,) uint8: a checksum, then version, alignment, bandlimit and sizes, little-endian; 0 stands for None.
+
+        Bytes are whole numbers below 256, which survive being averaged with equal ones or cast to any floating-point type,
+        as tools do to all that a state dict holds.
+        """
+        sizes = [n or 0 for n in (*self.base_size, *self.l_max)]
+        alignment = ALIGNMENTS.index(self.align)
+        content = struct.pack(f"<HIId{len(sizes)}I", VERSION, self.ndim, alignment, self.bandlimit or 0.0, *sizes)
+        return torch.tensor(list(struct.pack("<I", zlib.crc32(content)) + content), dtype=torch.uint8)
+
+    @classmethod
+    def from_tensor(cls, state: Tensor) -> "Sampling":
+        """The inverse of `to_tensor`, of a tensor of any dtype.
+
+        Raises:
+            ValueError: it is damaged, or of another version.
+        """
+        if not isinstance(state, Tensor) or state.ndim != 1 or state.is_complex():
+            raise ValueError(
+                f"a sampling must be a tensor of bytes, got {getattr(state, 'shape', type(state).__name__)}"
+            )
+        numbers = state.detach().double().tolist()
+        if not all(x in range(256) for x in numbers):
+            raise ValueError(
+                f"a sampling must be bytes, got {numbers}: an average of layers trained on different grids?"
+            )
+        raw = bytes(map(int, numbers))
+        checksum, content = raw[:4], raw[4:]
+        count = (len(content) - struct.calcsize("<HIId")) // struct.calcsize("<I")
+        if count < 0 or struct.calcsize(layout := f"<HIId{count}I") != len(content):
+            raise ValueError(f"a sampling of {len(raw)} bytes is cut short")
+        version, ndim, alignment, bandlimit, *sizes = struct.unpack(layout, content)
+        if checksum != struct.pack("<I", zlib.crc32(content)):
+            raise ValueError("a sampling's checksum is wrong: it is damaged, or an average of different ones")
+        if version != VERSION or len(sizes) != 2 * ndim or alignment >= len(ALIGNMENTS):
+            raise ValueError(f"a sampling of version {version}, this version of s4nd reads {VERSION}")
+        base, window = ([n or None for n in part] for part in (sizes[:ndim], sizes[ndim:]))
+        return cls(ndim, base, window, bandlimit or None, ALIGNMENTS[alignment])
+
+
+def per_axis(name: str, value: Any, ndim: int) -> tuple:
+    """One value for all axes, or a sequence with one entry per axis, as a tuple of length ndim."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return (value,) * ndim
+    if len(value) != ndim:
+        raise ValueError(f"{name} must be one value or one per axis (ndim={ndim}), got {value!r}")
+    return tuple(value)
+
+
+def positive(name: str, value: Any) -> int:
+    """A positive integer of any integer type, numpy's among them."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return number
