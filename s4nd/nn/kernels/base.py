@@ -10,9 +10,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from s4nd.nn.tags import SSM_LR, mark
+from s4nd.nn.optim_settings import Settings
 from s4nd.ssm.stepping import Step
 
+SSM_LR = 1e-3
 # An operator per part of the state-space models, in equal parts.
 COMBINATIONS = {"hippo": ("legs", "fout")}
 
@@ -86,7 +87,7 @@ class SSMKernel(nn.Module):
 
     def _complete(self) -> None:
         """All parameters are there."""
-        self._mark()
+        self._names = tuple(name for name, _ in self.named_parameters())
         if not self.C.is_meta:
             self.reset_parameters()
 
@@ -101,14 +102,9 @@ class SSMKernel(nn.Module):
     def _set_operator(self, name: str, rows: slice) -> None:
         raise NotImplementedError
 
-    def _mark(self) -> None:
-        for name, param in self.named_parameters():
-            if name != "C":
-                mark(param, lr=SSM_LR, weight_decay=0.0)
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self._mark()  # copying a Parameter, as copy.deepcopy and pickle do, drops what is written on it
+    def optim_settings(self) -> dict[str, Settings]:
+        """All but C train slowly and without decay; read by nn/optim_settings.py."""
+        return {name: Settings(lr=SSM_LR, weight_decay=0.0) for name in self._names if name != "C"}
 
     def _apply(self, fn, recurse: bool = True):
         """Follows every change of device and of dtype but one: half precision cannot hold dt and A, float32 stays."""
@@ -117,13 +113,7 @@ class SSMKernel(nn.Module):
             moved = fn(t)
             return t.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
 
-        super()._apply(keep_float32, recurse)
-        self._mark()  # `to_empty` makes new parameters
-        return self
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._mark()  # `load_state_dict(assign=True)` puts in parameters without tags
+        return super()._apply(keep_float32, recurse)
 
     def per_head(self, x: Tensor) -> Tensor:
         """(..., S, N/2, 2) -> (..., H, N/2, 2)."""
