@@ -24,21 +24,26 @@ def definition(x: Tensor) -> Tensor:
     return torch.where(small, series, pairs.div(pairs.expm1(x), safe))
 
 
+def value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+    """phi_1 and its derivative (e^x - phi_1) / x of pairs x (..., 2): (...) complex."""
+    re, im = (part.contiguous() for part in x.unbind(-1))  # exp, cos and sin are slow on every other number
+    square = torch.addcmul(re * re, im, im)
+    small = _is_small(square)
+    square.masked_fill_(small, 1)
+    z, minus_1 = pairs.view(x), torch.complex(*pairs.expm1_parts(re, im))
+    inverse = torch.complex(re / square, -im / square)
+    phi = minus_1 * inverse
+    slope = minus_1.sub_(phi).add_(1).mul_(inverse)
+    phi = torch.where(small, _series(z, 1, 1 / 2, 1 / 6, 1 / 24), phi)
+    return phi, torch.where(small, _series(z, 1 / 2, 1 / 3, 1 / 8, 1 / 30), slope)
+
+
 class _Phi1(torch.autograd.Function):
-    """The derivative (e^x - phi_1) / x comes with the value: autograd would take each pass of it twice."""
+    """The derivative comes with the value: autograd would take each pass of it twice."""
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        re, im = (part.contiguous() for part in x.unbind(-1))  # slow functions on every other number are slower
-        square = torch.addcmul(re * re, im, im)
-        small = _is_small(square)
-        square.masked_fill_(small, 1)
-        z, minus_1 = pairs.view(x), torch.complex(*pairs.expm1_parts(re, im))
-        inverse = torch.complex(re / square, -im / square)
-        phi = minus_1 * inverse
-        slope = minus_1.sub_(phi).add_(1).mul_(inverse)
-        phi = torch.where(small, _series(z, 1, 1 / 2, 1 / 6, 1 / 24), phi)
-        slope = torch.where(small, _series(z, 1 / 2, 1 / 3, 1 / 8, 1 / 30), slope)
+        phi, slope = value_and_slope(x)
         return torch.view_as_real(phi), slope
 
     @staticmethod

@@ -38,12 +38,12 @@ def close_loop(g: Tensor, tol: float) -> Tensor:
 
 
 class _Circle:
-    """Power series of L samples by their values at c L nodes."""
+    """Power series of L samples by their values at c L nodes, or a few more: a multiple of four transforms faster."""
 
     def __init__(self, like: Tensor, oversampling: int):
         self.L = like.shape[-1]
-        self.M = oversampling * self.L
-        log_rho = math.log(torch.finfo(like.dtype).eps) * oversampling / (oversampling + 1) / self.M
+        self.M = -(-oversampling * self.L // 4) * 4
+        log_rho = math.log(torch.finfo(like.dtype).eps) / (self.L + self.M)
         where = dict(dtype=like.dtype, device=like.device)
         self.shrink = torch.exp(log_rho * torch.arange(self.L, **where))
         angle = torch.arange(self.M // 2 + 1, **where) * (-2 * math.pi / self.M)
