@@ -25,17 +25,17 @@ def definition(x: Tensor) -> Tensor:
 
 
 def value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
-    """phi_1 and its derivative (e^x - phi_1) / x of pairs x (..., 2): (...) complex."""
-    re, im = (part.contiguous() for part in x.unbind(-1))  # exp, cos and sin are slow on every other number
+    """phi_1 and its derivative (e^x - phi_1) / x of x (...) complex."""
+    re, im = x.real.contiguous(), x.imag.contiguous()  # exp, cos and sin are slow on every other number
     square = torch.addcmul(re * re, im, im)
-    small = _is_small(square)
-    square.masked_fill_(small, 1)
-    z, minus_1 = pairs.view(x), torch.complex(*pairs.expm1_parts(re, im))
+    small, zero = _is_small(square), square < torch.finfo(square.dtype).tiny / torch.finfo(square.dtype).eps
+    square.masked_fill_(zero, 1)
+    minus_1 = torch.complex(*pairs.expm1_parts(re, im))
     inverse = torch.complex(re / square, -im / square)
-    phi = minus_1 * inverse
+    phi = (minus_1 * inverse).masked_fill_(zero, 1)
     slope = minus_1.sub_(phi).add_(1).mul_(inverse)
-    phi = torch.where(small, _series(z, 1, 1 / 2, 1 / 6, 1 / 24), phi)
-    return phi, torch.where(small, _series(z, 1 / 2, 1 / 3, 1 / 8, 1 / 30), slope)
+    series = (x / 30).add_(1 / 8).mul_(x).add_(1 / 3).mul_(x).add_(1 / 2)
+    return phi, torch.where(small, series, slope)
 
 
 class _Phi1(torch.autograd.Function):
@@ -43,7 +43,7 @@ class _Phi1(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        phi, slope = value_and_slope(x)
+        phi, slope = value_and_slope(pairs.view(x))
         return torch.view_as_real(phi), slope
 
     @staticmethod
@@ -60,15 +60,6 @@ class _Phi1(torch.autograd.Function):
         if autodiff.wanted():
             return autodiff.by_definition(definition, (x,), grad)[0]
         return torch.view_as_real(pairs.view(grad) * slope.conj())
-
-
-def _series(z: Tensor, *coefficients: float) -> Tensor:
-    """sum_k c_k z^k."""
-    *rest, last = coefficients
-    total = last * z
-    for c in reversed(rest[1:]):
-        total = total.add_(c).mul_(z)
-    return total.add_(rest[0])
 
 
 def _is_small(square: Tensor) -> Tensor:

@@ -81,17 +81,18 @@ class _Vandermonde(torch.autograd.Function):
         w, x, squares = ctx.saved_tensors
         if autodiff.wanted():
             return autodiff.by_definition(vandermonde_definition, (w, x, ctx.L, ctx.centre), grad)
-        weights = pairs.view(w).conj()
+        weights = pairs.view(w).transpose(0, 1).conj()[:, None]  # (H, 1, J, N)
         if not ctx.centre:
-            of_w, slope = _moments(grad, squares, ctx.L)
-            of_x = (weights * slope).sum(0)
+            moments = _moments(grad, squares, ctx.L)
+            of_w, of_x = moments[:, 0], (weights * moments[:, 1:]).sum((1, 2))
         else:
             a, a2 = squares[0], squares[1] if ctx.L > 1 else 0
-            sums, slope = _moments(grad[..., 1:], squares[1:], ctx.L - 1)
-            of_w = (a + a2) * sums
-            of_x = (weights * (2 * (a + a2) * slope + (a + 2 * a2) * sums)).sum(0)
-            torch.view_as_real(of_w)[..., 0].add_(grad[..., :1], alpha=2)
-        return torch.view_as_real(of_w), torch.view_as_real(of_x).to(x.dtype), None, None
+            moments = _moments(grad[..., 1:], squares[1:], ctx.L - 1)
+            total, slope = (weights * moments).sum(2).unbind(1)
+            of_w, of_x = (a + a2)[:, None] * moments[:, 0], (a + a2) * (2 * slope + total) + a2 * total
+            torch.view_as_real(of_w)[..., 0].add_(grad[..., :1].transpose(0, 1), alpha=2)
+        of_w = torch.view_as_real(of_w).transpose(0, 1)
+        return of_w, torch.view_as_real(of_x).to(x.dtype), None, None
 
 
 def _squares(x: Tensor, n: int, dtype: torch.dtype) -> Tensor:
@@ -122,10 +123,10 @@ def _powers(squares: Tensor, n: int) -> Tensor:
 
 
 def _factors(J: int, L: int) -> tuple[int, int]:
-    """S, a power of two, and T with S T >= L. A lag is s + S t, with S short steps and T long ones: exp(l x) is a product of
-    two of S + T powers; these make the sums over short steps, 2JT of them in the backward pass, as many as the steps."""
-    S = 2 ** min(max(0, round(math.log2(2 * J * L) / 2)), (L - 1).bit_length())
-    return S, -(-L // S)
+    """S and T with S T >= L; S is a power of two, or L. A lag is s + S t, with S short steps and T long ones: exp(l x) is a
+    product of two of S + T powers. The sums over short steps are JT, and 2JT in the backward pass."""
+    S = 2 ** max(0, round(math.log2(8 * J * L) / 2))
+    return (L, 1) if S >= L else (S, -(-L // S))
 
 
 def _responses(w: Tensor, squares: Tensor, L: int) -> Tensor:
@@ -135,7 +136,7 @@ def _responses(w: Tensor, squares: Tensor, L: int) -> Tensor:
     if T > 1:
         torch.mul(w.transpose(0, 1)[:, :, None], _powers(squares[S.bit_length() - 1 :], T).conj()[:, None], out=weights)
     else:
-        weights[:, :, 0] = w.transpose(0, 1)
+        weights[:, :, 0].copy_(w.transpose(0, 1))
     weights = torch.view_as_real(weights).view(H, J * T, 2 * N)
     k = weights.new_empty(H, J * T, S)
     for heads in head_blocks(H, 2 * N * S, w.device):
@@ -144,15 +145,16 @@ def _responses(w: Tensor, squares: Tensor, L: int) -> Tensor:
     return k.view(H, J, T * S)[..., :L].transpose(0, 1)
 
 
-def _moments(grad: Tensor, squares: Tensor, L: int) -> tuple[Tensor, Tensor]:
-    """2 sum_l g[l] exp(l conj x) and 2 sum_l l g[l] exp(l conj x) of g (J, H, L): (J, H, N) complex each."""
+def _moments(grad: Tensor, squares: Tensor, L: int) -> Tensor:
+    """2 sum_l g[l] exp(l conj x) and 2 sum_l l g[l] exp(l conj x) of g (J, H, L): (H, 2, J, N) complex."""
     J, H = grad.shape[:2]
     N = squares.shape[-1]
     if not L:
-        return grad.new_zeros(2, J, H, N).to(squares.dtype).unbind()
+        return grad.new_zeros(H, 2, J, N).to(squares.dtype)
     S, T = _factors(J, L)
     both = grad.new_empty(H, 2, J, T * S)  # 2 g and 2 l g
-    both[..., L:] = 0
+    if T * S > L:
+        both[..., L:] = 0
     of_k, of_lk = both[..., :L].unbind(1)
     torch.mul(grad.transpose(0, 1), 2, out=of_k)
     torch.mul(of_k, torch.arange(L, dtype=grad.dtype, device=grad.device), out=of_lk)
@@ -161,6 +163,4 @@ def _moments(grad: Tensor, squares: Tensor, L: int) -> tuple[Tensor, Tensor]:
     for heads in head_blocks(H, 2 * N * S, grad.device):
         torch.bmm(both[heads], torch.view_as_real(_powers(squares[:, heads], S)).flatten(2), out=sums[heads])
     sums = torch.view_as_complex(sums.view(H, 2, J, T, N, 2))
-    if T > 1:
-        sums.mul_(_powers(squares[S.bit_length() - 1 :], T)[:, None, None])
-    return (sums.sum(3) if T > 1 else sums[:, :, :, 0]).permute(1, 2, 0, 3).unbind()
+    return (sums * _powers(squares[S.bit_length() - 1 :], T)[:, None, None]).sum(3) if T > 1 else sums[:, :, :, 0]

@@ -55,18 +55,17 @@ DISCRETIZATIONS: dict[str, Callable[[Tensor, Tensor, float, float], tuple[Tensor
 class Rule(NamedTuple):
     """What a discretisation does to x = dt A, pairs (..., 2): a = exp(log_a), gain = dt phi.
 
-    values(x) are log_a and phi; slopes(x) are log_a and, as complex tensors (...), phi, its derivative by x, and that of log_a
-    where it is not 1.
+    values(x) are log_a and phi. slopes(x), of complex tensors (...): log_a, phi, its derivative by x, and that of log_a where
+    it is not 1.
     """
 
     values: Callable[[Tensor], tuple[Tensor, Tensor]]
     slopes: Callable[[Tensor], tuple[Tensor, ...]]
 
 
-def _bilinear_log(x: Tensor) -> Tensor:
-    """log a = 2 artanh w, w = x / 2, written so that a slow mode keeps its digits, |1+w|^2 - |1-w|^2 = 4 Re w, and so does a
-    mode near w = -1, which a step forgets."""
-    re, im = (part.contiguous() for part in (x / 2).unbind(-1))
+def _bilinear_log(re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
+    """log a = 2 artanh w of w = re + i im, written so that a slow mode keeps its digits, |1+w|^2 - |1-w|^2 = 4 Re w, and so
+    does a mode near w = -1, which a step forgets."""
     below2, above2 = (1 - re).square() + im.square(), (1 + re).square() + im.square()  # |1 - w|^2, |1 + w|^2
     ratio = 4 * re / below2
     slow = torch.log1p(ratio.clamp(min=-0.5))
@@ -75,18 +74,19 @@ def _bilinear_log(x: Tensor) -> Tensor:
     log_abs = torch.clamp(torch.where(ratio > -0.5, slow, fast) / 2, min=LOG_FORGOTTEN)
     # There the angle means nothing either, and atan2(0, 0) has no gradient.
     along = 1 - re.square() - im.square()
-    return pairs.pair(log_abs, torch.atan2(2 * im, torch.where((along == 0) & (im == 0), 1.0, along)))
+    return log_abs, torch.atan2(2 * im, torch.where((along == 0) & (im == 0), 1.0, along))
 
 
 def _bilinear_values(x: Tensor) -> tuple[Tensor, Tensor]:
     re, im = (x / 2).unbind(-1)
-    return _bilinear_log(x), pairs.pair(1 - re, im) / ((1 - re).square() + im.square())[..., None]
+    return pairs.pair(*_bilinear_log(re, im)), pairs.pair(1 - re, im) / ((1 - re).square() + im.square())[..., None]
 
 
 def _bilinear_slopes(x: Tensor) -> tuple[Tensor, ...]:
-    w = pairs.view(x / 2)
+    w = x / 2
     phi, above = (1 - w).reciprocal_(), 1 + w
-    return _bilinear_log(x), phi, 0.5 * phi * phi, torch.where(above == 0, 0, phi / above)
+    log_a = torch.complex(*_bilinear_log(w.real.contiguous(), w.imag.contiguous()))
+    return log_a, phi, (phi * phi).mul_(0.5), (phi / above).masked_fill_(above == 0, 0)
 
 
 ZOH = Rule(lambda x: (x, phi1(x)), lambda x: (x, *value_and_slope(x)))
@@ -108,8 +108,8 @@ class _Discretized(torch.autograd.Function):
 
     @staticmethod
     def forward(step: Tensor, A: Tensor, rule: Rule) -> tuple[Tensor, ...]:
-        log_a, phi, *slopes = rule.slopes(step[..., None] * A)
-        return log_a, step[..., None] * torch.view_as_real(phi), phi, *slopes
+        log_a, phi, *slopes = rule.slopes(step * pairs.view(A))
+        return torch.view_as_real(log_a), torch.view_as_real(step * phi), phi, *slopes
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -127,4 +127,4 @@ class _Discretized(torch.autograd.Function):
             of_log_a = of_log_a * factor.conj()
         of_x = torch.addcmul(of_log_a, step * of_gain, slope.conj())
         of_step = torch.addcmul(pairs.view(A).conj() * of_x, phi.conj(), of_gain).real
-        return of_step.sum_to_size(step.shape), step[..., None] * torch.view_as_real(of_x), None
+        return of_step.sum_to_size(step.shape), torch.view_as_real(step * of_x), None
