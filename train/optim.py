@@ -1,4 +1,4 @@
-"""AdamW over the tagged parameter groups, and the learning rate of every step."""
+"""AdamW over the parameter groups of s4nd, and the learning rate of every step."""
 
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler

@@ -198,9 +198,8 @@ class S4ND(nn.Module):
             if len(group) == 1:
                 found[axis] = self._compute_lags(axis, n)
                 continue
-            kernel = side_by_side([self.kernels[i] for i in group])
-            k = kernel(self.taps(axis, n), self.rate(axis, n), bandlimit=self.bandlimit, align=self.align)
-            parts = k.chunk(len(group), dim=1)
+            settings = dict(bandlimit=self.bandlimit, align=self.align)
+            parts = side_by_side([self.kernels[i] for i in group], self.taps(axis, n), self.rate(axis, n), **settings)
             found |= {i: self._to_lags(part, i, n) for i, part in zip(group, parts, strict=True)}
         return [found[axis] for axis in range(self.ndim)]
 

@@ -2,5 +2,6 @@
 
 from s4nd.ops.dispatch import BACKENDS, vandermonde
 from s4nd.ops.phi import phi1
+from s4nd.ops.vandermonde import centred
 
-__all__ = ["BACKENDS", "phi1", "vandermonde"]
+__all__ = ["BACKENDS", "centred", "phi1", "vandermonde"]

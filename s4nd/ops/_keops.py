@@ -9,8 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from s4nd.ops import pairs
-
 
 @cache
 def _lazy_tensor() -> type:
@@ -31,14 +29,12 @@ def _lazy_tensor() -> type:
     return LazyTensor
 
 
-def vandermonde_keops(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
+def vandermonde_keops(w: Tensor, x: Tensor, L: int) -> Tensor:
     """`vandermonde_definition` as a KeOps reduction over n; same arguments and result."""
     LazyTensor = _lazy_tensor()
-    rows, columns = len(u), len(v)
-    v = pairs.mul(u[:, None], v).flatten(0, 1).to(x.dtype)
-    l = torch.arange(L, dtype=x.dtype, device=x.device).expand(*v.shape[:2], L)  # noqa: E741  (C, H, L)
-    l = LazyTensor(l[..., None, None].contiguous())  # noqa: E741  (C, H, L, 1, 1)
-    v, x = (LazyTensor(t.contiguous()[:, :, None]) for t in (v, x.expand_as(v)))  # (C, H, 1, N, 2)
-    angle = l * x[1]
-    terms = (l * x[0]).exp() * (v[0] * angle.cos() - v[1] * angle.sin())
-    return 2 * terms.sum(dim=3)[..., 0].unflatten(0, (rows, columns)).to(u.dtype)
+    l = torch.arange(L, dtype=x.dtype, device=x.device).expand(*w.shape[:2], L)  # noqa: E741  (J, H, L)
+    l = LazyTensor(l[..., None, None].contiguous())  # noqa: E741  (J, H, L, 1, 1)
+    v, y = (LazyTensor(t.contiguous()[:, :, None]) for t in (w.to(x.dtype), x.expand_as(w)))  # (J, H, 1, N, 2)
+    angle = l * y[1]
+    terms = (l * y[0]).exp() * (v[0] * angle.cos() - v[1] * angle.sin())
+    return 2 * terms.sum(dim=3)[..., 0].to(w.dtype)

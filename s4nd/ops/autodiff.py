@@ -22,7 +22,7 @@ def wanted() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def by_definition(definition: Callable[..., Tensor], inputs: Sequence, grad: Tensor) -> tuple[Tensor | None, ...]:
+def by_definition(definition: Callable, inputs: Sequence, grad: Tensor | Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """Gradients of definition(*inputs), which autograd can follow all the way; None for what needs none.
 
     An own backward pass saves tensors that autograd does not know as functions of the inputs: differentiated again it would

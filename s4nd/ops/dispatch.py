@@ -2,20 +2,20 @@
 
 from torch import Tensor
 
-from s4nd.ops.vandermonde import vandermonde_torch
+from s4nd.ops.vandermonde import centred, vandermonde_torch
 
 BACKENDS = ("auto", "torch", "keops")
 
 
-def vandermonde(u: Tensor, v: Tensor, x: Tensor, L: int, *, backend: str = "auto") -> Tensor:
-    """2 Re sum_n u_in v_jn exp(l x_n): u (I, H, N, 2), v (J, H, N, 2), x (H, N, 2) -> (I, J, H, L). See ops/vandermonde.py.
+def vandermonde(w: Tensor, x: Tensor, L: int, *, centre: bool = False, backend: str = "auto") -> Tensor:
+    """2 Re sum_n w_jn exp(l x_n): w (J, H, N, 2), x (H, N, 2) -> (J, H, L). See ops/vandermonde.py.
 
     "auto" is plain torch: it runs everywhere; KeOps compiles at first use, so it must be asked for.
     """
     if backend in ("auto", "torch"):
-        return vandermonde_torch(u, v, x, L)
+        return vandermonde_torch(w, x, L, centre)
     if backend == "keops":
         from s4nd.ops._keops import vandermonde_keops
 
-        return vandermonde_keops(u, v, x, L)
+        return centred(vandermonde_keops(w, x, 2 * L - 1)) if centre else vandermonde_keops(w, x, L)
     raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")

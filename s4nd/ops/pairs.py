@@ -48,10 +48,16 @@ def exp(x: Tensor) -> Tensor:
 
 
 def expm1(x: Tensor) -> Tensor:
-    """e^x - 1, without cancellation where x is small: e^a cos b - 1 = (e^a - 1) cos b - 2 sin^2(b/2)."""
-    re, im = (part.contiguous() for part in x.unbind(-1))
-    half, minus_1 = torch.sin(im / 2), torch.expm1(re)
-    return pair(minus_1 * torch.cos(im) - 2 * half * half, (minus_1 + 1) * torch.sin(im))
+    """e^x - 1, without cancellation where x is small."""
+    return pair(*expm1_parts(*(part.contiguous() for part in x.unbind(-1))))
+
+
+def expm1_parts(re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part of e^(a + ib) - 1: e^a - 1 - 2 e^a sin^2(b/2) and 2 e^a sin(b/2) cos(b/2)."""
+    half, minus_1 = im / 2, torch.expm1(re)
+    sin = torch.sin(half)
+    along = 2 * (minus_1 + 1) * sin
+    return minus_1 - along * sin, along * torch.cos(half)
 
 
 class _Exp(torch.autograd.Function):

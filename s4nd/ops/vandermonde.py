@@ -1,12 +1,12 @@
-"""Vandermonde product: the impulse responses of a diagonal state-space model, for each pair of a row and a column.
+"""Vandermonde product: the impulse responses of a diagonal state-space model.
 
-    k_ij[l] = 2 Re sum_n u_in v_jn exp(l x_n),   0 <= l < L
+    edge     k_j[l] = 2 Re sum_n w_jn exp(l x_n),   0 <= l < L
+    centre   k_j[l] = 2 Re sum_n w_jn (exp((2l-1) x_n) + exp(2l x_n)), and 2 Re sum_n w_jn for l = 0: see ssm/align.py
 
 The poles are given by their logarithm x, so that no digit of a slow pole (|x| << 1) is lost before it is raised to the
 l-th power. Gu et al., "On the Parameterization and Initialization of Diagonal State Space Models", 2022, arXiv:2206.11893.
 
-Shapes: I rows u (read-outs) and J columns v (inputs) per head, H heads, N poles (one of each conjugate pair), L length, h heads
-of a block. Complex tensors are real pairs (..., 2).
+Shapes: J responses per head, H heads, N poles (one of each conjugate pair), L length. Complex tensors are real pairs (..., 2).
 """
 
 import math
@@ -18,123 +18,149 @@ from s4nd.ops import autodiff, pairs
 from s4nd.ops.blocks import head_blocks
 
 
-def vandermonde_definition(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
+def vandermonde_definition(w: Tensor, x: Tensor, L: int, centre: bool = False) -> Tensor:
     """The sum as it is written, one exponential per (h, n, l): the oracle of every other form.
 
     Args:
-        u: (I, H, N, 2) rows.
-        v: (J, H, N, 2) columns.
-        x: (H, N, 2) logarithms of the poles; with more digits than u and v have, if l x should lose none.
+        w: (J, H, N, 2) weights.
+        x: (H, N, 2) logarithms of the poles; with more digits than w has, if l x should lose none.
         L: number of samples.
+        centre: whether each sample but the first is the sum of two, of half its step.
 
     Returns:
-        (I, J, H, L) real.
+        (J, H, L) real.
     """
-    powers = pairs.exp(x[:, :, None] * torch.arange(L, dtype=x.dtype, device=x.device)[:, None])  # (H, N, L, 2)
-    return 2 * pairs.mul(pairs.mul(u[:, None], v)[:, :, :, :, None], powers.to(u.dtype))[..., 0].sum(-2)
-
-
-def vandermonde_torch(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
-    """`vandermonde_definition` as one matrix product for all functions of a head; same arguments and result.
-
-    For a compiler, which fuses it and takes any L, each power has its exponential; else they are built from few of them, in
-    blocks, with a backward pass of its own.
-    """
-    if pairs.complex_views(x):
-        return _Vandermonde.apply(u, v, x, L)
-    products = pairs.mul(u[:, None], v).flatten(0, 1)  # (IJ, H, N, 2)
-    weights = 2 * pairs.conj(products).transpose(0, 1).flatten(2)  # (H, IJ, 2N)
+    if centre:
+        return centred(vandermonde_definition(w, x, 2 * L - 1))
     l = torch.arange(L, dtype=x.dtype, device=x.device)  # noqa: E741
-    powers = pairs.exp(l[:, None, None] * x[:, None]).to(u.dtype).flatten(2)  # (H, L, 2N)
-    return torch.bmm(weights, powers.mT).transpose(0, 1).unflatten(0, (len(u), len(v)))
+    powers = pairs.exp(l[:, None, None] * x[:, None]).to(w.dtype).flatten(2)  # (H, L, 2N)
+    weights = 2 * pairs.conj(w).transpose(0, 1).flatten(2)  # (H, J, 2N)
+    return torch.bmm(weights, powers.mT).transpose(0, 1)
+
+
+def centred(fine: Tensor) -> Tensor:
+    """From samples of half a step, (..., 2L-1), those of a step, (..., L): k[0] = fine[0], k[l] = fine[2l-1] + fine[2l]."""
+    return torch.cat([fine[..., :1], fine[..., 1::2] + fine[..., 2::2]], dim=-1)
+
+
+def vandermonde_torch(w: Tensor, x: Tensor, L: int, centre: bool = False) -> Tensor:
+    """`vandermonde_definition` from few exponentials; same arguments and result."""
+    if pairs.complex_views(x):
+        return _Vandermonde.apply(w, x, L, centre)[0]
+    return vandermonde_definition(w, x, L, centre)
 
 
 class _Vandermonde(torch.autograd.Function):
-    """k = 2 Re(uv V) as a product of real matrices with 2N rows. The gradient of x is a product with V too, because
-    d exp(l x) / dx = l exp(l x).
+    """The gradient of x is a product with the powers too, because d exp(l x) / dx = l exp(l x).
 
-    A lag is s + S t, with S short steps and T long ones: exp(l x) is a product of two of S + T powers, and V is never there.
+    The centred kernel is, after its first sample, the other one of w (a + a^2) and 2 x, with a = exp(x).
     """
 
     @staticmethod
-    def forward(u: Tensor, v: Tensor, x: Tensor, L: int) -> Tensor:
-        S, T = _factors(u, v, L)
-        rows, columns = _by_head(u), _by_head(v)
-        weights = rows[:, :, None, None] * (2 * columns)[:, None, :, None]  # (H, I, J, T, N)
-        if T > 1:
-            weights = weights * _powers(_squares(x, S, T, u.dtype), T)[:, None, None]
-        weights = _real(weights.conj_physical_()).flatten(1, -2)
-        k = u.new_empty(*weights.shape[:2], S)
-        squares = _squares(x, 1, S, u.dtype)
-        for heads in head_blocks(len(x), weights.shape[-1] * S, x.device):
-            torch.bmm(weights[heads], _real(_powers([a[heads] for a in squares], S)).mT, out=k[heads])
-        return k.view(-1, len(u), len(v), T * S)[..., :L].movedim(0, 2)
+    def forward(w: Tensor, x: Tensor, L: int, centre: bool) -> tuple[Tensor, Tensor]:
+        squares = _squares(x, (L - 1).bit_length() + centre, w.dtype)
+        if not centre:
+            return _responses(pairs.view(w), squares, L), squares
+        first = 2 * w[..., 0].sum(-1, keepdim=True)
+        if L == 1:
+            return first, squares
+        w = pairs.view(w) * (squares[0] + squares[1]).conj()
+        return torch.cat([first, _responses(w, squares[1:], L - 1)], dim=-1), squares
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        *tensors, ctx.L = inputs
-        ctx.save_for_backward(*tensors)
+        w, x, ctx.L, ctx.centre = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(w, x, output[1])
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, v, x = ctx.saved_tensors
+    def backward(ctx, grad: Tensor | None, _) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None
+        w, x, squares = ctx.saved_tensors
         if autodiff.wanted():
-            return autodiff.by_definition(vandermonde_definition, (u, v, x, ctx.L), grad)
-        (S, T), (H, N, _) = _factors(u, v, ctx.L), x.shape
-        both = grad.new_empty(H, 2, len(u), len(v), T * S)  # 2 grad and 2 l grad
-        both[..., ctx.L :] = 0
-        of_k, of_lk = both[..., : ctx.L].unbind(1)
-        torch.mul(grad.movedim(2, 0), 2, out=of_k)
-        torch.mul(of_k, torch.arange(ctx.L, dtype=grad.dtype, device=grad.device), out=of_lk)
-        both = both.view(H, -1, S)
-        sums = u.new_empty(*both.shape[:2], 2 * N)
-        squares = _squares(x, 1, S, u.dtype)
-        for heads in head_blocks(H, 2 * N * S, x.device):
-            torch.bmm(both[heads], _real(_powers([a[heads] for a in squares], S)), out=sums[heads])
-        sums = torch.view_as_complex(sums.view(H, 2, len(u), len(v), T, N, 2)).conj_physical_()
-        if T > 1:
-            sums = sums.mul_(_powers(_squares(x, S, T, u.dtype), T).conj()[:, None, None, None]).sum(4)
-        of_products, of_x = sums.view(H, 2, len(u), len(v), N).unbind(1)
-        rows, columns = _by_head(u).conj_physical()[:, :, None], _by_head(v).conj_physical()[:, None]
-        of_u, of_v = (of_products * columns).sum(2), (of_products * rows).sum(1)
-        of_x = ((of_x * rows).sum(1) * columns[:, 0]).sum(1)
-        of_u, of_v = (torch.view_as_real(g).transpose(0, 1) for g in (of_u, of_v))
-        return of_u, of_v, torch.view_as_real(of_x).to(x.dtype), None
+            return autodiff.by_definition(vandermonde_definition, (w, x, ctx.L, ctx.centre), grad)
+        weights = pairs.view(w).transpose(0, 1).conj()[:, None]  # (H, 1, J, N)
+        if not ctx.centre:
+            moments = _moments(grad, squares, ctx.L)
+            of_w, of_x = moments[:, 0], (weights * moments[:, 1:]).sum((1, 2))
+        else:
+            a, a2 = squares[0], squares[1] if ctx.L > 1 else 0
+            moments = _moments(grad[..., 1:], squares[1:], ctx.L - 1)
+            total, slope = (weights * moments).sum(2).unbind(1)
+            of_w, of_x = (a + a2)[:, None] * moments[:, 0], (a + a2) * (2 * slope + total) + a2 * total
+            torch.view_as_real(of_w)[..., 0].add_(grad[..., :1].transpose(0, 1), alpha=2)
+        of_w = torch.view_as_real(of_w).transpose(0, 1)
+        return of_w, torch.view_as_real(of_x).to(x.dtype), None, None
 
 
-def _factors(u: Tensor, v: Tensor, L: int) -> tuple[int, int]:
-    """S and T with S T >= L, which make the sums over short steps, 2IJT of them in the backward pass, as many as these."""
-    T = max(1, round(math.sqrt(L / (2 * len(u) * len(v)))))
-    return -(-L // T), T
+def _squares(x: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """exp(conj x) and its repeated squares, n of them but at least one: (n, H, N) complex, of `dtype`.
 
-
-def _by_head(x: Tensor) -> Tensor:
-    """(I, H, N, 2) -> (H, I, N) complex."""
-    return pairs.view(x).transpose(0, 1)
-
-
-def _squares(x: Tensor, step: int, n: int, dtype: torch.dtype) -> list[Tensor]:
-    """exp(step x) and its repeated squares, as many as powers 0, ..., n - 1 need, or one: each (H, 1, N) complex, of `dtype`.
-
-    Squared in float64, where n roundings are nothing beside one of float32.
+    Squared in float64, where the roundings of all the squares are nothing beside one of float32. Conjugates, because
+    Re w a is the real product of w and conj a as pairs, and because gradients are products with conj a.
     """
-    squares = [pairs.view(pairs.exp(step * x.double()))[:, None]]
-    for _ in range((n - 1).bit_length() - 1):
-        squares.append(squares[-1].square())
-    return [a.to(torch.complex64) if dtype == torch.float32 else a for a in squares]
+    re, im = x[..., 0].double(), x[..., 1].double()
+    squares = torch.empty(max(n, 1), *re.shape, dtype=torch.complex128, device=x.device)
+    size, first = torch.exp(re), torch.view_as_real(squares[0])
+    torch.mul(size, torch.cos(im), out=first[..., 0])
+    torch.mul(size, torch.sin(im).neg_(), out=first[..., 1])
+    for i in range(1, n):
+        torch.mul(squares[i - 1], squares[i - 1], out=squares[i])
+    return squares.to(torch.complex64) if dtype == torch.float32 else squares
 
 
-def _powers(squares: list[Tensor], n: int) -> Tensor:
-    """Powers 0, 1, ..., n - 1: (h, n, N) complex. Powers m..2m-1 are powers 0..m-1 times the m-th, so that an element
-    costs one complex product instead of an exponential, a cosine and a sine."""
-    h, _, N = squares[0].shape
-    a = squares[0].new_empty(h, n, N)
+def _powers(squares: Tensor, n: int) -> Tensor:
+    """Powers 0, 1, ..., n - 1 of the first: (h, n, N) complex. Powers m..2m-1 are powers 0..m-1 times the m-th, so that an
+    element costs one complex product instead of an exponential, a cosine and a sine."""
+    h, N = squares.shape[1:]
+    a = squares.new_empty(h, n, N)
     a[:, 0] = 1
-    for i, square in enumerate(squares[: (n - 1).bit_length()]):
-        torch.mul(a[:, : min(2**i, n - 2**i)], square, out=a[:, 2**i : 2 ** (i + 1)])
+    for i in range((n - 1).bit_length()):
+        torch.mul(a[:, : min(2**i, n - 2**i)], squares[i, :, None], out=a[:, 2**i : 2 ** (i + 1)])
     return a
 
 
-def _real(a: Tensor) -> Tensor:
-    """(..., N) complex -> (..., 2N)."""
-    return torch.view_as_real(a).flatten(-2)
+def _factors(J: int, L: int) -> tuple[int, int]:
+    """S and T with S T >= L; S is a power of two, or L. A lag is s + S t, with S short steps and T long ones: exp(l x) is a
+    product of two of S + T powers. The sums over short steps are JT, and 2JT in the backward pass."""
+    S = 2 ** max(0, round(math.log2(8 * J * L) / 2))
+    return (L, 1) if S >= L else (S, -(-L // S))
+
+
+def _responses(w: Tensor, squares: Tensor, L: int) -> Tensor:
+    """w (J, H, N) complex -> k (J, H, L), as a product of real matrices with 2N rows."""
+    (J, H, N), (S, T) = w.shape, _factors(len(w), L)
+    weights = w.new_empty(H, J, T, N)
+    if T > 1:
+        torch.mul(w.transpose(0, 1)[:, :, None], _powers(squares[S.bit_length() - 1 :], T).conj()[:, None], out=weights)
+    else:
+        weights[:, :, 0].copy_(w.transpose(0, 1))
+    weights = torch.view_as_real(weights).view(H, J * T, 2 * N)
+    k = weights.new_empty(H, J * T, S)
+    for heads in head_blocks(H, 2 * N * S, w.device):
+        powers = torch.view_as_real(_powers(squares[:, heads], S)).flatten(2)
+        torch.baddbmm(k[heads], weights[heads], powers.mT, beta=0, alpha=2, out=k[heads])
+    return k.view(H, J, T * S)[..., :L].transpose(0, 1)
+
+
+def _moments(grad: Tensor, squares: Tensor, L: int) -> Tensor:
+    """2 sum_l g[l] exp(l conj x) and 2 sum_l l g[l] exp(l conj x) of g (J, H, L): (H, 2, J, N) complex."""
+    J, H = grad.shape[:2]
+    N = squares.shape[-1]
+    if not L:
+        return grad.new_zeros(H, 2, J, N).to(squares.dtype)
+    S, T = _factors(J, L)
+    both = grad.new_empty(H, 2, J, T * S)  # 2 g and 2 l g
+    if T * S > L:
+        both[..., L:] = 0
+    of_k, of_lk = both[..., :L].unbind(1)
+    torch.mul(grad.transpose(0, 1), 2, out=of_k)
+    torch.mul(of_k, torch.arange(L, dtype=grad.dtype, device=grad.device), out=of_lk)
+    both = both.view(H, 2 * J * T, S)
+    sums = grad.new_empty(H, 2 * J * T, 2 * N)
+    for heads in head_blocks(H, 2 * N * S, grad.device):
+        torch.bmm(both[heads], torch.view_as_real(_powers(squares[:, heads], S)).flatten(2), out=sums[heads])
+    sums = torch.view_as_complex(sums.view(H, 2, J, T, N, 2))
+    return (sums * _powers(squares[S.bit_length() - 1 :], T)[:, None, None]).sum(3) if T > 1 else sums[:, :, :, 0]

@@ -1,6 +1,5 @@
 """One 1-D state-space model x' = A x + B u, y = C x, as pure functions: initialisation, discretisation, kernels."""
 
-from s4nd.ssm.align import centred
 from s4nd.ssm.diagonal import diagonal_kernel
 from s4nd.ssm.discretize import DISCRETIZATIONS
 from s4nd.ssm.dplr import dplr_kernel
@@ -9,7 +8,6 @@ from s4nd.ssm.stepping import diagonal_step, dplr_step
 
 __all__ = [
     "DISCRETIZATIONS",
-    "centred",
     "diagonal_init",
     "diagonal_kernel",
     "diagonal_step",

@@ -2,21 +2,11 @@
 
 A kernel at step dt, lag m, stands for the interval [m dt, (m+1) dt] of the continuous one: as a whole it is shifted by half
 a sample, by another length at another resolution. Read at the pixel's centre, lag j collects [(j-1/2) dt, (j+1/2) dt], and
-lag 0 the half pixel [0, dt/2] that lies on this side of the centre (the other half belongs to the reverse kernel).
+lag 0 the half pixel [0, dt/2] that lies on this side of the centre (the other half belongs to the reverse kernel). From a
+kernel at half the step that is k[0] = fine[0], k[j] = fine[2j-1] + fine[2j].
 """
 
-import torch
-from torch import Tensor
-
 ALIGNMENTS = ("edge", "centre")
-
-
-def centred(fine: Tensor) -> Tensor:
-    """From a kernel at half the step, (..., 2L-1), the centred kernel at the full step, (..., L).
-
-    k[0] = fine[0], k[j] = fine[2j-1] + fine[2j].
-    """
-    return torch.cat([fine[..., :1], fine[..., 1::2] + fine[..., 2::2]], dim=-1)
 
 
 def check_align(align: str) -> None:

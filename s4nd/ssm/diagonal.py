@@ -6,7 +6,6 @@ Gu et al., "On the Parameterization and Initialization of Diagonal State Space M
 Shapes: C kernels per head, H heads, N modes (one of each conjugate pair), L length. Complex tensors are real pairs (..., 2).
 """
 
-import torch
 from torch import Tensor
 
 from s4nd.ops import pairs, vandermonde
@@ -23,18 +22,11 @@ def diagonal_kernel(
         b: (H, N, 2) what it adds for a unit input; in half a step for align="centre".
         C: (C, H, N, 2) read-out.
         L: at least 1.
-        align: "edge", k[l] = 2 Re sum C b a^l, or "centre": the kernel of ssm/align.py in closed form,
-            k[0] = 2 Re sum C b, k[j] = 2 Re sum C b (a + a^2) a^(2 (j-1)), with the a of half a step.
+        align: "edge", k[l] = 2 Re sum C b a^l, or "centre": the kernel of ssm/align.py,
+            k[0] = 2 Re sum C b, k[j] = 2 Re sum C b (a^(2j-1) + a^(2j)), with the a of half a step.
 
     Returns:
         (C, H, L) real.
     """
     check_align(align)
-    if align == "edge":
-        return vandermonde(C, b[None], log_a, L, backend=backend)[:, 0]
-    k0 = 2 * (C * pairs.conj(b)).sum((-2, -1))[..., None]
-    if L == 1:
-        return k0
-    a = pairs.exp(log_a)
-    b = pairs.mul(b, a + pairs.mul(a, a))
-    return torch.cat([k0, vandermonde(C, b[None], 2 * log_a, L - 1, backend=backend)[:, 0]], dim=-1)
+    return vandermonde(pairs.mul(C, b), log_a, L, centre=align == "centre", backend=backend)

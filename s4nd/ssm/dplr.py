@@ -18,8 +18,8 @@ pairs (..., 2).
 import torch
 from torch import Tensor
 
-from s4nd.ops import pairs, vandermonde
-from s4nd.ssm.align import centred, check_align
+from s4nd.ops import centred, pairs, vandermonde
+from s4nd.ssm.align import check_align
 from s4nd.ssm.discretize import bilinear
 from s4nd.ssm.loop import close_loop
 
@@ -56,7 +56,8 @@ def dplr_kernel(
     log_a, gain = bilinear(dt[:, None], Lambda)
     rows = torch.cat([C, pairs.conj(P)])  # (C+R, H, N, 2)
     columns = pairs.mul(torch.cat([B[None], P]), gain.to(B.dtype))  # (1+R, H, N, 2)
-    k = vandermonde(rows, columns, log_a, L, backend=backend).to(Lambda.dtype)  # (C+R, 1+R, H, L)
+    w = pairs.mul(rows[:, None], columns).flatten(0, 1)
+    k = vandermonde(w, log_a, L, backend=backend).to(Lambda.dtype).unflatten(0, (len(rows), len(columns)))
     for _ in P:
         k = close_loop(k, tol)
     return k[:, 0]

@@ -15,6 +15,7 @@ Shapes: I outputs, J inputs, H heads, L length, M nodes.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,28 +38,33 @@ def close_loop(g: Tensor, tol: float) -> Tensor:
     return _CloseLoop.apply(g, oversampling)[0] if pairs.complex_views(g) else _definition(g, oversampling)
 
 
-class _Circle:
-    """Power series of L samples by their values at c L nodes."""
+class _Circle(NamedTuple):
+    """Power series of L samples by their values at M nodes w: shrink (L,) is rho^l, mean (M/2 + 1,) is (1 + w) / 2."""
 
-    def __init__(self, like: Tensor, oversampling: int):
-        self.L = like.shape[-1]
-        self.M = oversampling * self.L
-        log_rho = math.log(torch.finfo(like.dtype).eps) * oversampling / (oversampling + 1) / self.M
-        where = dict(dtype=like.dtype, device=like.device)
-        self.shrink = torch.exp(log_rho * torch.arange(self.L, **where))
-        angle = torch.arange(self.M // 2 + 1, **where) * (-2 * math.pi / self.M)
-        rho = torch.exp(torch.full_like(angle, log_rho))
-        self.mean = torch.complex(0.5 + 0.5 * rho * torch.cos(angle), 0.5 * rho * torch.sin(angle))  # (1 + w) / 2
+    shrink: Tensor
+    mean: Tensor
 
     def values(self, g: Tensor) -> Tensor:
-        return torch.fft.rfft(g * self.shrink, n=self.M)
+        return torch.fft.rfft(g * self.shrink, n=2 * len(self.mean) - 2)
 
     def series(self, values: Tensor) -> Tensor:
-        return torch.fft.irfft(values, n=self.M)[..., : self.L] / self.shrink
+        return torch.fft.irfft(values, n=2 * len(self.mean) - 2)[..., : len(self.shrink)] / self.shrink
+
+
+def _circle(like: Tensor, oversampling: int) -> _Circle:
+    """c L nodes or a few more, because a multiple of four transforms faster."""
+    L = like.shape[-1]
+    M = (oversampling * L + 3) // 4 * 4
+    log_rho = math.log(torch.finfo(like.dtype).eps) / (L + M)
+    steps = torch.arange(max(L, M // 2 + 1), dtype=like.dtype, device=like.device)
+    angle = steps[: M // 2 + 1] * (-2 * math.pi / M)
+    half_rho = 0.5 * math.exp(log_rho)
+    mean = torch.complex(0.5 + half_rho * torch.cos(angle), half_rho * torch.sin(angle))
+    return _Circle(torch.exp(log_rho * steps[:L]), mean)
 
 
 def _definition(g: Tensor, oversampling: int) -> Tensor:
-    circle = _Circle(g, oversampling)
+    circle = _circle(g, oversampling)
     into = circle.values(g[:, -1]) * circle.mean  # (I, H, M/2 + 1)
     heard = circle.values(g[-1, :-1]) / (1 + into[-1])  # (J-1, H, M/2 + 1)
     return g[:-1, :-1] - circle.series(into[:-1, None] * heard)
@@ -68,12 +74,12 @@ class _CloseLoop(torch.autograd.Function):
     """The transpose of a product with a causal series is the same product, of what is reversed in time."""
 
     @staticmethod
-    def forward(g: Tensor, oversampling: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        circle = _Circle(g, oversampling)
+    def forward(g: Tensor, oversampling: int) -> tuple[Tensor, ...]:
+        circle = _circle(g, oversampling)
         into = circle.values(g[:, -1]).mul_(circle.mean)
         gain = (1 + into[-1]).reciprocal_()
         heard = circle.values(g[-1, :-1]).mul_(gain)
-        return g[:-1, :-1] - circle.series(into[:-1, None] * heard), into, gain, heard
+        return g[:-1, :-1] - circle.series(into[:-1, None] * heard), into, gain, heard, *circle
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -86,17 +92,14 @@ class _CloseLoop(torch.autograd.Function):
     def backward(ctx, grad: Tensor | None, *_) -> tuple[Tensor | None, None]:
         if grad is None:
             return None, None
-        g, into, gain, heard = ctx.saved_tensors
+        g, into, gain, heard, *circle = ctx.saved_tensors
         if autodiff.wanted():
             return autodiff.by_definition(_definition, (g, ctx.oversampling), grad)
-        circle = _Circle(g, ctx.oversampling)
-        reverse = circle.values(-grad.flip(-1))  # (I-1, J-1, H, M/2 + 1)
-        of_into = torch.empty_like(into)
-        torch.sum(reverse * heard, dim=1, out=of_into[:-1])
+        circle, of_g = _Circle(*circle), torch.empty_like(g)
+        reverse = circle.values(grad.flip(-1))  # (I-1, J-1, H, M/2 + 1)
         of_heard = (reverse * into[:-1, None]).sum(0).mul_(gain)
-        torch.sum(of_heard * heard, dim=0, out=of_into[-1]).neg_()
-        of_g = torch.empty_like(g)
+        of_into = torch.cat([-(reverse * heard).sum(1), (of_heard * heard).sum(0, keepdim=True)]).mul_(circle.mean)
         of_g[:-1, :-1] = grad
-        of_g[:, -1] = circle.series(of_into.mul_(circle.mean)).flip(-1)
-        of_g[-1, :-1] = circle.series(of_heard).flip(-1)
+        of_g[:, -1] = circle.series(of_into).flip(-1)
+        of_g[-1, :-1] = circle.series(of_heard).neg_().flip(-1)
         return of_g, None

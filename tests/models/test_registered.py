@@ -176,7 +176,7 @@ def test_group_matcher_takes_every_parameter_once(name):
     assert len(groups) == blocks + 2  # stem, blocks, norm and head
 
 
-def test_no_weight_decay_is_what_the_tags_say(name):
+def test_no_weight_decay_is_what_its_modules_say(name):
     model = small(name)
     if not hasattr(model, "no_weight_decay"):
         pytest.skip("timm's own ConvNeXt has no such method, and these no S4ND layers")
@@ -188,7 +188,7 @@ def test_no_weight_decay_is_what_the_tags_say(name):
     assert model.no_weight_decay() == copy.deepcopy(model).no_weight_decay()
 
 
-def test_layer_decay_gives_deeper_blocks_a_larger_rate_and_keeps_the_tags(name):
+def test_layer_decay_gives_deeper_blocks_a_larger_rate_and_keeps_what_modules_say(name):
     model = small(name)
     groups = param_groups_layer_decay(
         model, weight_decay=0.05, layer_decay=0.5, no_weight_decay_list=s4nd.no_weight_decay(model)

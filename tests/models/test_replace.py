@@ -280,7 +280,7 @@ def test_identity_branch_becomes_the_layers_skip():
     assert not model.stages[1].downsample.spatial_downsample.c[0].D.eq(1).all()
 
 
-def test_tags_are_read():
+def test_settings_of_the_kernels_are_read():
     model = replaced("attention", "deit")
     assert s4nd.no_weight_decay(model) == {
         n for n, _ in model.named_parameters() if ".kernels." in n and not n.endswith(".C")

@@ -186,6 +186,6 @@ def test_wrong_options_are_refused(args, error, message):
         small("s4nd_convnext3d_tiny", **args)
 
 
-def test_tags_name_the_parameters_without_weight_decay():
+def test_kernels_name_the_parameters_without_weight_decay():
     names = small("s4nd_convnext3d_tiny").no_weight_decay()
     assert "stages.0.blocks.0.conv_dw.kernels.0.log_dt" in names

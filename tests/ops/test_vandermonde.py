@@ -1,5 +1,6 @@
 """The fast forms of the Vandermonde product against its definition, and their gradients against differences."""
 
+import functools
 import sys
 
 import pytest
@@ -17,50 +18,51 @@ def poles(H: int, N: int, dtype=F64):
 
 
 @pytest.mark.parametrize("elements", [1, 2**17])  # a block for each head, one block
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("J", [1, 6])
 @pytest.mark.parametrize("L", [1, 2, 3, 7, 64, 100, 401])
-def test_vandermonde_by_doubling_equals_definition(monkeypatch, L, rows, elements):
+def test_vandermonde_by_doubling_equals_definition(monkeypatch, L, J, centre, elements):
     monkeypatch.setattr(blocks, "ELEMENTS", elements)
     torch.manual_seed(0)
-    u, v, x = torch.randn(2, 3, 5, 2, dtype=F64), torch.randn(rows, 3, 5, 2, dtype=F64), poles(3, 5)
-    expected = vandermonde_definition(u, v, x, L)
-    torch.testing.assert_close(vandermonde_torch(u, v, x, L), expected, rtol=0, atol=1e-13 * expected.abs().max())
+    w, x = torch.randn(J, 3, 5, 2, dtype=F64), poles(3, 5)
+    expected = vandermonde_definition(w, x, L, centre)
+    torch.testing.assert_close(vandermonde_torch(w, x, L, centre), expected, rtol=0, atol=1e-13 * expected.abs().max())
 
 
-def test_vandermonde_by_doubling_is_as_exact_as_the_definition_in_float32():
+@pytest.mark.parametrize("centre", [False, True])
+def test_vandermonde_by_doubling_is_as_exact_as_the_definition_in_float32(centre):
     """Slow poles over a long axis: squaring powers would lose L eps; both forms stay at the rounding of l x."""
     torch.manual_seed(0)
-    u, x = torch.randn(1, 4, 8, 2), poles(4, 8, torch.float32) * 1e-3
-    v = torch.randn_like(u)
-    exact = vandermonde_definition(u.double(), v.double(), x.double(), 4096)
-    error = (vandermonde_torch(u, v, x, 4096) - exact).abs().max()
-    assert error <= 2 * (vandermonde_definition(u, v, x, 4096) - exact).abs().max()
+    w, x = torch.randn(1, 4, 8, 2), poles(4, 8, torch.float32) * 1e-3
+    exact = vandermonde_definition(w.double(), x.double(), 4096, centre)
+    error = (vandermonde_torch(w, x, 4096, centre) - exact).abs().max()
+    assert error <= 2 * (vandermonde_definition(w, x, 4096, centre) - exact).abs().max()
 
 
 def test_poles_of_more_digits_keep_the_phase_of_a_late_sample():
     """Phases up to 4096 * 3 rad have an error of 7e-4 in float32; with float64 poles only the products are rounded."""
     torch.manual_seed(0)
-    u, v, x = torch.randn(1, 4, 8, 2), torch.randn(1, 4, 8, 2), poles(4, 8) * torch.tensor([1e-4, 1.0])
-    exact = vandermonde_definition(u.double(), v.double(), x, 4096)
+    w, x = torch.randn(1, 4, 8, 2), poles(4, 8) * torch.tensor([1e-4, 1.0])
+    exact = vandermonde_definition(w.double(), x, 4096)
     bound = 64 * torch.finfo(torch.float32).eps * exact.abs().max()  # 16 terms, 12 doublings, a few roundings each
-    assert (vandermonde_torch(u, v, x, 4096) - exact).abs().max() < bound
-    assert (vandermonde_torch(u, v, x.float(), 4096) - exact).abs().max() > bound
+    assert (vandermonde_torch(w, x, 4096) - exact).abs().max() < bound
+    assert (vandermonde_torch(w, x.float(), 4096) - exact).abs().max() > bound
 
 
 @pytest.mark.parametrize("form", [vandermonde_torch, vandermonde_definition])
-@pytest.mark.parametrize("L", [1, 6, 30])
-def test_vandermonde_gradients_of_first_and_second_order(form, L):
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("L", [1, 2, 6, 30])
+def test_vandermonde_gradients_of_first_and_second_order(form, L, centre):
     torch.manual_seed(0)
-    u, v = (torch.randn(n, 3, 4, 2, dtype=F64, requires_grad=True) for n in (2, 3))
-    arguments = u, v, poles(3, 4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda *x: form(*x, L), arguments)
-    assert torch.autograd.gradgradcheck(lambda *x: form(*x, L), arguments, fast_mode=True)
+    arguments = torch.randn(3, 3, 4, 2, dtype=F64, requires_grad=True), poles(3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda *x: form(*x, L, centre), arguments)
+    assert torch.autograd.gradgradcheck(lambda *x: form(*x, L, centre), arguments, fast_mode=True)
 
 
 def test_unknown_backend_is_refused_with_the_known_ones():
-    v, x = torch.randn(1, 1, 2, 2), poles(1, 2)
+    w, x = torch.randn(1, 1, 2, 2), poles(1, 2)
     with pytest.raises(ValueError, match=r"backend must be one of \('auto', 'torch', 'keops'\), got 'cuda'"):
-        vandermonde(v, v, x, 4, backend="cuda")
+        vandermonde(w, x, 4, backend="cuda")
 
 
 def test_keops_that_cannot_run_raises_with_the_reason(monkeypatch):
@@ -70,16 +72,18 @@ def test_keops_that_cannot_run_raises_with_the_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "pykeops.torch", None)
     _keops._lazy_tensor.cache_clear()
     with pytest.raises(RuntimeError, match=r"backend='keops' cannot run here.*pip install"):
-        vandermonde(torch.randn(1, 1, 2, 2), torch.randn(1, 1, 2, 2), poles(1, 2), 4, backend="keops")
+        vandermonde(torch.randn(1, 1, 2, 2), poles(1, 2), 4, backend="keops")
     _keops._lazy_tensor.cache_clear()
 
 
 @pytest.mark.filterwarnings("default")  # of pykeops
-def test_keops_equals_definition_with_gradients():
+@pytest.mark.parametrize("centre", [False, True])
+def test_keops_equals_definition_with_gradients(centre):
     pytest.importorskip("pykeops", reason="needs the extra: pip install 's4nd[keops]'")
     torch.manual_seed(0)
-    leaves = *(torch.randn(n, 3, 5, 2, dtype=F64, requires_grad=True) for n in (3, 2)), poles(3, 5).requires_grad_()
-    expected, got = vandermonde_definition(*leaves, 7), vandermonde(*leaves, 7, backend="keops")
+    keops = functools.partial(vandermonde, backend="keops")
+    leaves = torch.randn(6, 3, 5, 2, dtype=F64, requires_grad=True), poles(3, 5).requires_grad_()
+    expected, got = (form(*leaves, 7, centre=centre) for form in (vandermonde_definition, keops))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 * expected.detach().abs().max())
     probe = torch.randn_like(expected)
     for g, e in zip(*(torch.autograd.grad((y * probe).sum(), leaves) for y in (got, expected)), strict=True):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from s4nd.ops import pairs, phi1
-from s4nd.ssm import DISCRETIZATIONS, centred, diagonal_init, diagonal_kernel, dplr_init, dplr_kernel
+from s4nd.ops import centred, pairs, phi1
+from s4nd.ssm import DISCRETIZATIONS, diagonal_init, diagonal_kernel, dplr_init, dplr_kernel
 from s4nd.ssm.hippo import DIAGONAL, HIPPO
 from s4nd.ssm.recurrence import centred_recurrence, dense_ssm, discretize_dense, recurrence
 

@@ -1,4 +1,4 @@
-"""Optimizer groups and schedule against the tags on the parameters and the schedule's closed form."""
+"""Optimizer groups and schedule against what the modules say and the schedule's closed form."""
 
 import math
 
@@ -35,14 +35,14 @@ def test_every_parameter_is_in_one_group(model):
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
 
 
-def test_groups_follow_the_tags(model):
+def test_groups_follow_what_modules_say(model):
     optimizer = create_optimizer(model, OptimConfig(lr=0.01, weight_decay=0.05))
     assert lr_and_decay_of(model, optimizer, "log_dt") == (pytest.approx(1e-3), 0.0)
     assert lr_and_decay_of(model, optimizer, "proj.weight") == (pytest.approx(0.01), 0.05)
     assert lr_and_decay_of(model, optimizer, "norm.bias") == (pytest.approx(0.01), 0.0)
 
 
-def test_ssm_lr_overrides_the_tags(model):
+def test_ssm_lr_overrides_what_modules_say(model):
     optimizer = create_optimizer(model, OptimConfig(lr=0.01, ssm_lr=2e-4))
     assert lr_and_decay_of(model, optimizer, "log_dt")[0] == pytest.approx(2e-4)
 

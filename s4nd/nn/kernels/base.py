@@ -1,5 +1,8 @@
 """The interface of all 1-D kernels: C, and the kernel or the recurrence they give at any length and sampling rate.
 
+What is computed is a function of the parameters' values p alone: those of the module, or those of several modules of one
+configuration side by side (see side_by_side.py).
+
 Shapes: H heads (d_model), N states (d_state; N/2 kept, one of each conjugate pair), S independent (A, B) (n_ssm; head h uses
 number h mod S), C kernels per head, R low rank, L length. Complex parameters are real pairs (..., 2).
 """
@@ -10,9 +13,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from s4nd.nn.tags import SSM_LR, mark
+from s4nd.nn.optim_settings import Settings
 from s4nd.ssm.stepping import Step
 
+SSM_LR = 1e-3
+Values = dict[str, Tensor]  # of a kernel's parameters, by name
 # An operator per part of the state-space models, in equal parts.
 COMBINATIONS = {"hippo": ("legs", "fout")}
 
@@ -36,8 +41,6 @@ class SSMKernel(nn.Module):
     default_init: str
     real = False  # N real modes instead of N/2 complex ones; C is then real
     needs_length = False  # the state-space model depends on the axis's length
-
-    axes = 1  # of which a layer computes the kernels together, see side_by_side.py
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class SSMKernel(nn.Module):
 
     def _complete(self) -> None:
         """All parameters are there."""
-        self._mark()
+        self._names = tuple(name for name, _ in self.named_parameters())
         if not self.C.is_meta:
             self.reset_parameters()
 
@@ -101,14 +104,9 @@ class SSMKernel(nn.Module):
     def _set_operator(self, name: str, rows: slice) -> None:
         raise NotImplementedError
 
-    def _mark(self) -> None:
-        for name, param in self.named_parameters():
-            if name != "C":
-                mark(param, lr=SSM_LR, weight_decay=0.0)
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self._mark()  # copying a Parameter, as copy.deepcopy and pickle do, drops what is written on it
+    def optim_settings(self) -> dict[str, Settings]:
+        """All but C train slowly and without decay; read by nn/optim_settings.py."""
+        return {name: Settings(lr=SSM_LR, weight_decay=0.0) for name in self._names if name != "C"}
 
     def _apply(self, fn, recurse: bool = True):
         """Follows every change of device and of dtype but one: half precision cannot hold dt and A, float32 stays."""
@@ -117,36 +115,34 @@ class SSMKernel(nn.Module):
             moved = fn(t)
             return t.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
 
-        super()._apply(keep_float32, recurse)
-        self._mark()  # `to_empty` makes new parameters
-        return self
+        return super()._apply(keep_float32, recurse)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._mark()  # `load_state_dict(assign=True)` puts in parameters without tags
+    def values(self) -> Values:
+        """The parameters as they are now, parametrized ones too."""
+        return {name: getattr(self, name) for name in self._names}
 
     def per_head(self, x: Tensor) -> Tensor:
-        """(..., S, N/2, 2) -> (..., H, N/2, 2)."""
-        lead, tail = x.shape[:-3], x.shape[-2:]
-        x = x.reshape(*lead, self.axes, 1, self.n_ssm // self.axes, *tail)
-        x = x.expand(*lead, self.axes, self.d_model // self.n_ssm, -1, *tail)
-        return x.flatten(-5, -3)  # no copy if S is 1 or H
+        """(..., S, N/2, 2) -> (..., H, N/2, 2); of several kernels side by side, each by itself."""
+        x = x.unflatten(-3, (-1, 1, self.n_ssm))
+        return x.expand(*x.shape[:-4], self.d_model // self.n_ssm, *x.shape[-3:]).flatten(
+            -5, -3
+        )  # no copy if S is 1 or H
 
-    def readout(self) -> Tensor:
+    def readout(self, p: Values) -> Tensor:
         """(C, H, N/2, 2)."""
-        return self.C
+        return p["C"]
 
-    def phase(self) -> Tensor:
+    def phase(self, p: Values) -> Tensor:
         """(H, N/2) radians by which each mode turns in a step of the trained grid, not negative."""
         raise NotImplementedError
 
-    def bandlimit_mask(self, bandlimit: float, rate: float) -> Tensor:
+    def bandlimit_mask(self, bandlimit: float, rate: float, p: Values | None = None) -> Tensor:
         """(H, N/2) bool, the modes below the limit: max(1, rate) dt |Im A| / (2 pi) < bandlimit / 2.
 
         bandlimit 1 is the Nyquist frequency of the coarser of the trained and the present grid: a mode that either of them
         cannot hold would alias. Nguyen et al., 2022, arXiv:2210.06583, section 3.2 (whose inequality is printed reversed).
         """
-        return max(1.0, rate) * self.phase() / (2 * math.pi) < bandlimit / 2
+        return max(1.0, rate) * self.phase(p or self.values()) / (2 * math.pi) < bandlimit / 2
 
     def rescale(self, rate: float) -> None:
         """Make the kernel at rate 1 what it was at `rate`."""
@@ -154,9 +150,15 @@ class SSMKernel(nn.Module):
 
     def forward(self, L: int, rate: float = 1.0, *, bandlimit: float | None = None, align: str = "edge") -> Tensor:
         """The kernels on a grid whose step is `rate` times the trained one: (C, H, L) real."""
+        return self.compute(self.values(), L, rate, bandlimit=bandlimit, align=align)
+
+    def compute(
+        self, p: Values, L: int, rate: float = 1.0, *, bandlimit: float | None = None, align: str = "edge"
+    ) -> Tensor:
+        """`forward` of the parameters p."""
         # Autocast would take the matrix products below to half precision, which cannot hold the kernel's phases.
-        with torch.autocast(self.C.device.type, enabled=False):
-            return self._kernel(L, rate, self._limited_C(bandlimit, rate), align)
+        with torch.autocast(p["C"].device.type, enabled=False):
+            return self._kernel(p, self._limited_C(p, bandlimit, rate), L, rate, align)
 
     def recurrence(
         self, n: int | None, rate: float = 1.0, *, bandlimit: float | None = None, align: str = "edge"
@@ -167,15 +169,16 @@ class SSMKernel(nn.Module):
         """
         if n is None and self.needs_length:
             raise ValueError(f"{type(self).__name__} depends on the axis's length: its recurrence needs n, got None")
-        with torch.autocast(self.C.device.type, enabled=False):
-            return self._recurrence(n, rate, self._limited_C(bandlimit, rate), align)
+        p = self.values()
+        with torch.autocast(p["C"].device.type, enabled=False):
+            return self._recurrence(p, self._limited_C(p, bandlimit, rate), n, rate, align)
 
-    def _limited_C(self, bandlimit: float | None, rate: float) -> Tensor:
-        C = self.readout()
-        return C if bandlimit is None else C * self.bandlimit_mask(bandlimit, rate)[..., None]
+    def _limited_C(self, p: Values, bandlimit: float | None, rate: float) -> Tensor:
+        C = self.readout(p)
+        return C if bandlimit is None else C * self.bandlimit_mask(bandlimit, rate, p)[..., None]
 
-    def _kernel(self, L: int, rate: float, C: Tensor, align: str) -> Tensor:
+    def _kernel(self, p: Values, C: Tensor, L: int, rate: float, align: str) -> Tensor:
         raise NotImplementedError
 
-    def _recurrence(self, n: int | None, rate: float, C: Tensor, align: str) -> Step:
+    def _recurrence(self, p: Values, C: Tensor, n: int | None, rate: float, align: str) -> Step:
         raise NotImplementedError

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s4nd.nn.kernels.base import SSMKernel
+from s4nd.nn.kernels.base import SSMKernel, Values
 from s4nd.ssm import DISCRETIZATIONS
 
 # Outside these ranges parameters are used as if they lay at the nearer end, so that no checkpoint gives inf or NaN.
@@ -90,31 +90,31 @@ class ContinuousKernel(SSMKernel):
         if not self.real:
             self.A_imag[rows] = A.imag.to(self.A_imag)
 
-    def dt(self) -> Tensor:
+    def dt(self, p: Values | None = None) -> Tensor:
         """(H, 1) step on the trained grid; (H, N/2) if each mode has its own."""
-        dt = torch.exp(self.log_dt.clamp(math.log(DT_RANGE[0]), math.log(DT_RANGE[1])))
+        dt = torch.exp((p or self.values())["log_dt"].clamp(math.log(DT_RANGE[0]), math.log(DT_RANGE[1])))
         return dt[:, None] if self.tie_dt else dt
 
-    def A(self, L: int = 1, rate: float = 1.0) -> Tensor:
+    def A(self, p: Values | None = None, L: int = 1, rate: float = 1.0) -> Tensor:
         """(H, N/2, 2) state matrix, or its diagonal part; a growing mode's growth is limited on an axis of L samples."""
-        least, most = DAMPING_RANGE
+        p, (least, most) = p or self.values(), DAMPING_RANGE
         if self.A_constraint == "exp":  # before the exponential, which would overflow
-            damping = torch.exp(self.log_A_real.clamp(math.log(least), math.log(most)))
+            damping = torch.exp(p["log_A_real"].clamp(math.log(least), math.log(most)))
         else:
             least = -most if self.A_constraint == "none" else least
-            damping = CONSTRAINTS[self.A_constraint].damping(self.A_real).clamp(least, most)
-        imag = torch.zeros_like(damping) if self.real else self.A_imag
+            damping = CONSTRAINTS[self.A_constraint].damping(p["A_real"]).clamp(least, most)
+        imag = torch.zeros_like(damping) if self.real else p["A_imag"]
         A = self.per_head(torch.stack([-damping, imag], dim=-1))
         if self.A_constraint == "none":
-            A = torch.stack([torch.minimum(A[..., 0], self._growth(L, rate) / self.dt()), A[..., 1]], dim=-1)
+            A = torch.stack([torch.minimum(A[..., 0], self._growth(L, rate) / self.dt(p)), A[..., 1]], dim=-1)
         return A
 
     def _growth(self, L: int, rate: float) -> float:
         """The largest dt Re A. Counted in trained steps if these are the longer ones: `async` takes gains over them."""
         return min(1 / rate, GROWTH / max(1.0, L * rate))
 
-    def phase(self) -> Tensor:
-        return self.dt() * self.A()[..., 1].abs()
+    def phase(self, p: Values) -> Tensor:
+        return self.dt(p) * self.A(p)[..., 1].abs()
 
     @torch.no_grad()
     def rescale(self, rate: float) -> None:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from s4nd.nn.kernels.base import SSMKernel
+from s4nd.nn.kernels.base import SSMKernel, Values
 from s4nd.ssm import diagonal_kernel, diagonal_step
 from s4nd.ssm.stepping import Step
 
@@ -13,7 +13,7 @@ class DiagonalKernel(SSMKernel):
     x = exp(log_a) x + b u,   y = 2 Re sum_n C_n x_n
     """
 
-    def modes(self, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
+    def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
         """What `part` of a step does, 1 or 1/2, on an axis of L samples, read at `rate`. L is None where the length is not
         known: never if the kernel `needs_length`.
 
@@ -22,10 +22,10 @@ class DiagonalKernel(SSMKernel):
         """
         raise NotImplementedError
 
-    def _kernel(self, L: int, rate: float, C: Tensor, align: str) -> Tensor:
-        log_a, b = self.modes(L, rate, 0.5 if align == "centre" else 1.0)
+    def _kernel(self, p: Values, C: Tensor, L: int, rate: float, align: str) -> Tensor:
+        log_a, b = self.modes(p, L, rate, 0.5 if align == "centre" else 1.0)
         return diagonal_kernel(log_a, b, C, L, align=align, backend=self.backend)
 
-    def _recurrence(self, n: int | None, rate: float, C: Tensor, align: str) -> Step:
-        log_a, b = self.modes(n, rate, 0.5 if align == "centre" else 1.0)
+    def _recurrence(self, p: Values, C: Tensor, n: int | None, rate: float, align: str) -> Step:
+        log_a, b = self.modes(p, n, rate, 0.5 if align == "centre" else 1.0)
         return diagonal_step(log_a, b, C, align=align)

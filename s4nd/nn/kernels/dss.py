@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from s4nd.nn.kernels.base import Values
 from s4nd.nn.kernels.continuous import ContinuousKernel
 from s4nd.nn.kernels.diagonal import DiagonalKernel
 from s4nd.ops import pairs
@@ -41,8 +42,8 @@ class DSSKernel(DiagonalKernel, ContinuousKernel):
     def _growth(self, L: int, rate: float) -> float:
         return GROWTH / (L * rate)
 
-    def modes(self, L: int, rate: float, part: float) -> tuple[Tensor, Tensor]:
-        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(), self.A(L, rate), rate, part)
+    def modes(self, p: Values, L: int, rate: float, part: float) -> tuple[Tensor, Tensor]:
+        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(p), self.A(p, L, rate), rate, part)
         over_axis = log_a * (L / part)
         shrunk = torch.exp(-torch.relu(over_axis[..., :1]))  # by the largest of the softmax's terms
         norm = pairs.expm1(over_axis) * shrunk

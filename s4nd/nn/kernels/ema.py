@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from s4nd.nn.kernels.base import Values
 from s4nd.nn.kernels.continuous import ContinuousKernel
 from s4nd.nn.kernels.diagonal import DiagonalKernel
 from s4nd.ops import pairs
@@ -30,12 +31,12 @@ class EMAKernel(DiagonalKernel, ContinuousKernel):
     def _set_operator(self, name: str, rows: slice) -> None:
         self._set_A(-1.0 - torch.arange(self.n_modes, dtype=torch.float64), rows)
 
-    def readout(self) -> Tensor:
+    def readout(self, p: Values) -> Tensor:
         """(C, H, N, 2), the imaginary parts zero."""
-        return pairs.pair(self.C, torch.zeros_like(self.C))
+        return pairs.pair(p["C"], torch.zeros_like(p["C"]))
 
-    def modes(self, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
-        A = self.A()
-        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(), A, rate, part)
+    def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
+        A = self.A(p)
+        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(p), A, rate, part)
         # B = -A; the states hold half of each average, because they are read as 2 Re sum_n C_n x_n.
         return log_a, -0.5 * A[..., :1] * gain

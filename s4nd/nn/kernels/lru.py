@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from s4nd.nn.kernels.base import Values
 from s4nd.nn.kernels.continuous import DAMPING_RANGE
 from s4nd.nn.kernels.diagonal import DiagonalKernel
 from s4nd.ops import pairs, phi1
@@ -61,27 +62,27 @@ class LRUKernel(DiagonalKernel):
         self.log_gamma[rows] = (0.5 * torch.log(-torch.expm1(-2 * damping))).to(self.nu)
         self.B[rows] = self.B.new_tensor([1.0, 0.0])
 
-    def log_lambda(self) -> Tensor:
+    def log_lambda(self, p: Values) -> Tensor:
         """(S, N/2, 2), the imaginary part in [-pi, pi)."""
-        damping = torch.exp(self.nu.clamp(math.log(DAMPING_RANGE[0]), math.log(DAMPING_RANGE[1])))
-        return torch.stack([-damping, torch.remainder(self.theta + math.pi, 2 * math.pi) - math.pi], dim=-1)
+        damping = torch.exp(p["nu"].clamp(math.log(DAMPING_RANGE[0]), math.log(DAMPING_RANGE[1])))
+        return torch.stack([-damping, torch.remainder(p["theta"] + math.pi, 2 * math.pi) - math.pi], dim=-1)
 
-    def phase(self) -> Tensor:
-        return self.per_head(self.log_lambda())[..., 1].abs()
+    def phase(self, p: Values) -> Tensor:
+        return self.per_head(self.log_lambda(p))[..., 1].abs()
 
     @torch.no_grad()
     def rescale(self, rate: float) -> None:
         """Make the kernel at rate 1 what it was at `rate`; if centred, of the modes that the new grid can hold
         (|theta| rate < pi)."""
-        x = self.log_lambda()
+        x = self.log_lambda(self.values())
         self.B.copy_(pairs.mul(_held(x, rate), self.B))
         self.nu += math.log(rate)
         self.theta.copy_(rate * x[..., 1])
 
-    def modes(self, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
-        x = self.log_lambda()
-        gamma = torch.exp(self.log_gamma.clamp(max=LOG_GAMMA_MAX))[..., None]
-        b = gamma * self.B
+    def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
+        x = self.log_lambda(p)
+        gamma = torch.exp(p["log_gamma"].clamp(max=LOG_GAMMA_MAX))[..., None]
+        b = gamma * p["B"]
         if rate * part != 1:
             b = pairs.mul(_held(x, rate * part), b)
         return self.per_head(rate * part * x), self.per_head(b)

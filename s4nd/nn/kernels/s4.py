@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from s4nd.nn.kernels.base import COMBINATIONS
+from s4nd.nn.kernels.base import COMBINATIONS, Values
 from s4nd.nn.kernels.continuous import ContinuousKernel
 from s4nd.ssm import dplr_init, dplr_kernel, dplr_step
 from s4nd.ssm.hippo import HIPPO, random_dplr
@@ -63,19 +63,19 @@ class S4Kernel(ContinuousKernel):
         self.B[rows] = B.to(self.B)
         self.P[:, rows] = torch.view_as_real(P).to(self.P)
 
-    def _system(self, rate: float, C: Tensor) -> tuple[Tensor, ...]:
+    def _system(self, p: Values, C: Tensor, rate: float) -> tuple[Tensor, ...]:
         """dt (H,), Lambda, P, B, C. A dt per mode, x' = diag(dt) (A x + B u), is a change of basis by its square root."""
-        dt, A, P, B = self.dt(), self.A(), self.per_head(self.P), self.per_head(self.B)
+        dt, A, P, B = self.dt(p), self.A(p), self.per_head(p["P"]), self.per_head(p["B"])
         if self.tie_dt:
             return rate * dt[:, 0], A, P, B, C
         root = torch.sqrt(dt)[..., None]
         return torch.full_like(dt[:, 0], rate), dt[..., None] * A, root * P, root * B, root * C
 
-    def _recurrence(self, n: int | None, rate: float, C: Tensor, align: str) -> Step:
-        return dplr_step(*self._system(rate, C), align=align)
+    def _recurrence(self, p: Values, C: Tensor, n: int | None, rate: float, align: str) -> Step:
+        return dplr_step(*self._system(p, C, rate), align=align)
 
-    def _kernel(self, L: int, rate: float, C: Tensor, align: str) -> Tensor:
-        dt, Lambda, *rest = self._system(rate, C)
+    def _kernel(self, p: Values, C: Tensor, L: int, rate: float, align: str) -> Tensor:
+        dt, Lambda, *rest = self._system(p, C, rate)
         tol = torch.finfo(C.dtype).eps
         # Loops in float64 need no more nodes than samples, and phases lose no digits; Apple's GPUs have no float64.
         if C.device.type != "mps":

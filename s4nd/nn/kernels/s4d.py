@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from s4nd.nn.kernels.base import Values
 from s4nd.nn.kernels.continuous import ContinuousKernel
 from s4nd.nn.kernels.diagonal import DiagonalKernel
 from s4nd.ops import pairs
@@ -27,6 +28,6 @@ class S4DKernel(DiagonalKernel, ContinuousKernel):
         self._set_A(A, rows)
         self.B[rows] = torch.view_as_real(B).to(self.B)
 
-    def modes(self, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
-        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(), self.A(L, rate), rate, part)
-        return log_a, pairs.mul(gain, self.per_head(self.B))
+    def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
+        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(p), self.A(p, L, rate), rate, part)
+        return log_a, pairs.mul(gain, self.per_head(p["B"]))

@@ -6,6 +6,7 @@ A kernel is many operations on small tensors, which cost about the same for twic
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from s4nd.nn.kernels.base import SSMKernel
 
@@ -15,25 +16,20 @@ HEADS_AXIS = {"C": 1, "P": 1}
 
 def alike(a: SSMKernel, b: SSMKernel) -> bool:
     """Whether two kernels differ in nothing but the values of their parameters, and nobody has hooked or parametrised them."""
-    return type(a) is type(b) and _configuration(a) == _configuration(b) and _is_plain(a) and _is_plain(b)
+    return type(a) is type(b) and _is_plain(a) and _is_plain(b) and _configuration(a) == _configuration(b)
 
 
-def side_by_side(kernels: Sequence[SSMKernel]) -> SSMKernel:
-    """A kernel whose heads are those of the first, then those of the second, and so on; all must be alike."""
-    first, wide = kernels[0], object.__new__(type(kernels[0]))
-    wide.__dict__.update(first.__dict__)
-    wide._parameters = {
-        name: torch.cat([getattr(kernel, name) for kernel in kernels], dim=HEADS_AXIS.get(name, 0))
-        for name in first._parameters
-    }
-    wide.axes = len(kernels)
-    wide.d_model, wide.n_ssm = first.d_model * wide.axes, first.n_ssm * wide.axes
-    return wide
+def side_by_side(kernels: Sequence[SSMKernel], L: int, rate: float = 1.0, **settings) -> tuple[Tensor, ...]:
+    """`kernel(L, rate, **settings)` of each; all must be alike."""
+    each = [kernel.values() for kernel in kernels]
+    together = {name: torch.cat([p[name] for p in each], dim=HEADS_AXIS.get(name, 0)) for name in each[0]}
+    return kernels[0].compute(together, L, rate, **settings).chunk(len(kernels), dim=1)
 
 
 def _configuration(kernel: SSMKernel) -> tuple[dict, dict]:
-    settings = {k: v for k, v in vars(kernel).items() if not k.startswith("_") and k != "training"}
-    return settings, {name: (p.shape, p.dtype, p.device) for name, p in kernel._parameters.items()}
+    values = kernel.values()
+    settings = {k: v for k, v in vars(kernel).items() if not k.startswith("_") and k != "training" and k not in values}
+    return settings, {name: (x.shape, x.dtype, x.device) for name, x in values.items()}
 
 
 def _is_plain(kernel: SSMKernel) -> bool:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from s4nd import S4ND
 from s4nd.nn.kernels import KERNELS, S4DKernel, S4Kernel
-from s4nd.nn.tags import tag
 from s4nd.ssm.hippo import HIPPO, diagonal_init, dplr_init
 
 F64 = torch.float64
@@ -136,14 +135,6 @@ def test_kernel_has_only_the_parameters_it_uses():
         "lru": {"C", "nu", "theta", "log_gamma", "B"},
         "ema": {"C", "log_dt", "log_A_real"},
     }
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_all_parameters_but_C_train_slowly_and_without_decay_in_copies_too(name):
-    for kernel in (KERNELS[name](2, 4), copy.deepcopy(KERNELS[name](2, 4))):
-        tags = {n: tag(p) for n, p in kernel.named_parameters()}
-        assert tags.pop("C") == {}
-        assert all(t == {"lr": 1e-3, "weight_decay": 0.0} for t in tags.values())
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 from s4nd import S4ND
 from s4nd.nn.kernels import KERNELS
-from s4nd.nn.kernels.side_by_side import alike, side_by_side
+from s4nd.nn.kernels.side_by_side import alike
 
 F64 = torch.float64
 CASES = [(name, {}) for name in KERNELS] + [
@@ -78,9 +79,19 @@ def test_hooked_and_parametrised_kernels_stay_on_their_own():
     torch.testing.assert_close(layer(u), expected(u), rtol=0, atol=1e-12)
 
 
-def test_kernels_together_leave_the_originals_as_they_are():
-    layer = S4ND(4, d_state=8)
-    before = {name: id(p) for name, p in layer.named_parameters()}
-    wide = side_by_side(layer.kernels)
-    assert (wide.d_model, layer.kernels[0].d_model, layer.kernels[0].axes) == (8, 4, 1)
-    assert {name: id(p) for name, p in layer.named_parameters()} == before
+@pytest.mark.parametrize("change", ["prune", "parametrize", "replica"])
+def test_kernels_that_hold_their_parameters_otherwise_give_the_same(change):
+    """Pruned and parametrised ones are not computed together; replicas, as DataParallel makes them, are."""
+    layer, u = S4ND(4, kernel="s4d", d_state=8, dtype=F64), torch.randn(1, 4, 5, 5, dtype=F64)
+    expected = layer(u)
+    for i, kernel in enumerate(layer.kernels):
+        if change == "prune":
+            nn.utils.prune.identity(kernel, "log_dt")
+        elif change == "parametrize":
+            nn.utils.parametrize.register_parametrization(kernel, "A_imag", nn.Identity())
+        else:
+            layer.kernels[i] = kernel._replicate_for_data_parallel()
+            for name, value in kernel.named_parameters():
+                setattr(layer.kernels[i], name, value.detach().clone())
+    assert alike(*layer.kernels) == (change == "replica")
+    torch.testing.assert_close(layer(u), expected, rtol=0, atol=1e-12)
