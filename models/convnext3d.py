@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, LayerNorm, LayerNorm2d
-from timm.models import ConvNeXt, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import ConvNeXt, adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
@@ -118,6 +118,8 @@ class ConvNeXt3d(ConvNeXt):
         layers = [self._lifted(conv, first, TEMPORAL_PATCH, TEMPORAL_PATCH)]
         layers += [self._lifted(conv, layer) if isinstance(layer, nn.Conv2d) else layer for layer in others]
         self.stem = VideoStem(self.in_chans, *layers, self._norm(norm))
+        # What timm adapts to other input channels, which must be two-dimensional; the others are `adapt_input`'s.
+        self._traits = {"first_conv": "stem.0" if isinstance(layers[0], nn.Conv2d) else ()}
         if not isinstance(self.norm_pre, nn.Identity):
             self.norm_pre = self._norm(self.norm_pre)
         for stage in self.stages:
@@ -191,10 +193,21 @@ TINY = dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768))
 PAPER = dict(drop_rate=0.2, drop_path_rate=0.2)  # for HMDB-51
 
 
+def adapt_input(state: dict[str, Tensor], model: ConvNeXt3d) -> dict[str, Tensor]:
+    """A checkpoint's first 3-D convolution for the model's input channels, as timm adapts 2-D ones."""
+    name = "stem.0.weight"
+    if name not in state or state[name].ndim != 5 or state[name].shape[1] == model.in_chans:
+        return state
+    weight = state[name].flatten(2, 3)
+    weight = adapt_input_conv(model.in_chans, weight, base_chans=weight.shape[1])
+    return state | {name: weight.unflatten(2, state[name].shape[2:4])}
+
+
 def create(model_cls: type[ConvNeXt3d], variant: str, pretrained: bool = False, **kwargs: Any) -> ConvNeXt3d:
     """A registered video model by timm's builder, with the paper's regularisation for HMDB-51."""
     feature_cfg = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True)
-    return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **dict(PAPER, **kwargs))
+    timm_args = dict(feature_cfg=feature_cfg, pretrained_filter_fn=adapt_input)
+    return build_model_with_cfg(model_cls, variant, pretrained, **timm_args, **dict(PAPER, **kwargs))
 
 
 @register_model

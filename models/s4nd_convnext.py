@@ -49,6 +49,7 @@ class S4NDConvNeXt(ConvNeXt):
         check_options(stem, downsample, stem_type)
         super().__init__(patch_size=patch_size, stem_type=stem_type, **timm_args)
         self.img_size, self.patch_size, self.stem_type = image_size(img_size), patch_size, stem_type
+        self._traits = {"first_conv": () if stem == "s4nd" else "stem.0"}  # what timm adapts to other input channels
         dd = {"device": timm_args.get("device"), "dtype": timm_args.get("dtype")}
         layer = kwargs | dd
         if stem == "s4nd":
@@ -93,7 +94,7 @@ def _cfg(url: str = "", **kwargs) -> dict:
 
 default_cfgs = generate_default_cfgs(
     {
-        "s4nd_convnext_micro": _cfg(first_conv=None),  # its stem is an S4ND layer
+        "s4nd_convnext_micro": _cfg(first_conv=()),  # its stem is an S4ND layer
         "s4nd_convnext_tiny": _cfg(),
         "s4nd_convnext_small": _cfg(),
         "s4nd_convnext_base": _cfg(),

@@ -112,7 +112,7 @@ def _clip_size(img_size: int | tuple[int, int], num_frames: int | None) -> Grid:
 
 default_cfgs = generate_default_cfgs(
     {
-        "s4nd_convnext3d_micro": video_cfg(first_conv=None),  # its stem is an S4ND layer
+        "s4nd_convnext3d_micro": video_cfg(first_conv=()),  # its stem is an S4ND layer
         "s4nd_convnext3d_tiny": video_cfg(),
     }
 )
