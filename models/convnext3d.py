@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
-from timm.layers import LayerNorm
-from timm.models import ConvNeXt, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.layers import Conv2dSame, LayerNorm, LayerNorm2d
+from timm.models import ConvNeXt, adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-FIXED = ("kernel_sizes", "conv_mlp", "output_stride", "stem_type")  # of timm's arguments
+FIXED = ("kernel_sizes", "conv_mlp")  # of timm's arguments
 TEMPORAL_PATCH = 2  # frames
 
 
@@ -30,12 +30,23 @@ class FactoredConv3d(nn.Conv2d):
     """A convolution of (B, C, T, H, W) whose kernel is that of a 2-D convolution times a vector over time.
 
     Args:
-        kernel_size, stride, padding: (time, height, width); `time_weight` is shared by all channels and begins as a mean.
+        kernel_size, stride, padding, dilation: (time, height, width), time without dilation. `time_weight` is shared by
+            all channels and begins as a mean.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size, stride=(1, 1, 1), padding=(0, 0, 0), **kwargs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int, int],
+        stride: tuple[int, int, int] = (1, 1, 1),
+        padding: tuple[int, int, int] = (0, 0, 0),
+        dilation: tuple[int, int, int] = (1, 1, 1),
+        **kwargs: Any,
+    ):
         (taps, *kernel), (step, *stride), (pad, *padding) = kernel_size, stride, padding
-        super().__init__(in_channels, out_channels, tuple(kernel), tuple(stride), tuple(padding), **kwargs)
+        flat = map(tuple, (kernel, stride, padding, dilation[1:]))
+        super().__init__(in_channels, out_channels, *flat, **kwargs)
         self.stride_time, self.padding_time = step, pad
         self.time_weight = nn.Parameter(self.weight.new_full((taps,), 1 / taps))
 
@@ -94,7 +105,7 @@ class ConvNeXt3d(ConvNeXt):
 
     Args:
         conv: nn.Conv3d or FactoredConv3d.
-        kwargs: every argument of timm's ConvNeXt but `kernel_sizes`, `conv_mlp`, `output_stride` and `stem_type`.
+        kwargs: every argument of timm's ConvNeXt but `kernel_sizes` and `conv_mlp`; `norm_layer` is timm's default.
     """
 
     def __init__(self, conv: Callable[..., nn.Module] = nn.Conv3d, **kwargs: Any):
@@ -103,26 +114,46 @@ class ConvNeXt3d(ConvNeXt):
             raise TypeError(f"{type(self).__name__} does not take {', '.join(refused)}")
         super().__init__(**kwargs)
         self.dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
-        self.patch_size = kwargs.get("patch_size", 4)
-        patch = (TEMPORAL_PATCH, self.patch_size, self.patch_size)
-        bias = kwargs.get("conv_bias", True)
-        width = self.feature_info[0]["num_chs"]
-        self.stem = VideoStem(
-            self.in_chans, conv(self.in_chans, width, patch, patch, bias=bias, **self.dd), self._norm(self.stem[-1])
-        )
+        first, *others, norm = self.stem
+        layers = [self._lifted(conv, first, TEMPORAL_PATCH, TEMPORAL_PATCH)]
+        layers += [self._lifted(conv, layer) if isinstance(layer, nn.Conv2d) else layer for layer in others]
+        self.stem = VideoStem(self.in_chans, *layers, self._norm(norm))
+        # What timm adapts to other input channels, which must be two-dimensional; the others are `adapt_input`'s.
+        self._traits = {"first_conv": "stem.0" if isinstance(layers[0], nn.Conv2d) else ()}
         if not isinstance(self.norm_pre, nn.Identity):
             self.norm_pre = self._norm(self.norm_pre)
         for stage in self.stages:
             if not isinstance(stage.downsample, nn.Identity):
-                norm, flat = stage.downsample
-                halved = conv(flat.in_channels, flat.out_channels, (1, 2, 2), (1, 2, 2), bias=bias, **self.dd)
-                stage.downsample = nn.Sequential(self._norm(norm), halved)
+                stage.downsample = self._downsample(conv, *stage.downsample)
             for j, block in enumerate(stage.blocks):
-                dim = block.conv_dw.in_channels
-                mixer = conv(dim, dim, (3, 7, 7), padding=(1, 3, 3), groups=dim, bias=bias, **self.dd)
-                stage.blocks[j] = VideoBlock(block, mixer)
+                stage.blocks[j] = VideoBlock(block, self._lifted(conv, block.conv_dw, 3))
 
-    def _norm(self, norm: LayerNorm) -> LayerNorm3d:
+    def _downsample(self, conv: Callable[..., nn.Module], norm: nn.Module, flat: nn.Conv2d) -> nn.Sequential:
+        layers = nn.Sequential()
+        layers.add_module("0", self._norm(norm))
+        if isinstance(flat, Conv2dSame):  # 2 x 2 taps without a stride, for which timm pads in the forward
+            layers.add_module("pad", nn.ConstantPad3d((0, 1, 0, 1, 0, 0), 0.0))
+        layers.add_module("1", self._lifted(conv, flat))
+        return layers
+
+    def _lifted(self, conv: Callable[..., nn.Module], flat: nn.Conv2d, taps: int = 1, step: int = 1) -> nn.Module:
+        """What timm built for images, with `taps` over time every `step` frames; freshly drawn."""
+        pad = taps // 2 if step == 1 else 0
+        return conv(
+            flat.in_channels,
+            flat.out_channels,
+            (taps, *flat.kernel_size),
+            (step, *flat.stride),
+            (pad, *flat.padding),
+            (1, *flat.dilation),
+            groups=flat.groups,
+            bias=flat.bias is not None,
+            **self.dd,
+        )
+
+    def _norm(self, norm: nn.Module) -> LayerNorm3d:
+        if not isinstance(norm, LayerNorm2d):
+            raise ValueError(f"{type(self).__name__} needs norm_layer='layernorm', got timm's {type(norm).__name__}")
         return LayerNorm3d(norm.normalized_shape[0], eps=norm.eps, **self.dd)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -162,10 +193,21 @@ TINY = dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768))
 PAPER = dict(drop_rate=0.2, drop_path_rate=0.2)  # for HMDB-51
 
 
+def adapt_input(state: dict[str, Tensor], model: ConvNeXt3d) -> dict[str, Tensor]:
+    """A checkpoint's first 3-D convolution for the model's input channels, as timm adapts 2-D ones."""
+    name = "stem.0.weight"
+    if name not in state or state[name].ndim != 5 or state[name].shape[1] == model.in_chans:
+        return state
+    weight = state[name].flatten(2, 3)
+    weight = adapt_input_conv(model.in_chans, weight, base_chans=weight.shape[1])
+    return state | {name: weight.unflatten(2, state[name].shape[2:4])}
+
+
 def create(model_cls: type[ConvNeXt3d], variant: str, pretrained: bool = False, **kwargs: Any) -> ConvNeXt3d:
     """A registered video model by timm's builder, with the paper's regularisation for HMDB-51."""
     feature_cfg = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True)
-    return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **dict(PAPER, **kwargs))
+    timm_args = dict(feature_cfg=feature_cfg, pretrained_filter_fn=adapt_input)
+    return build_model_with_cfg(model_cls, variant, pretrained, **timm_args, **dict(PAPER, **kwargs))
 
 
 @register_model

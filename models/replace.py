@@ -11,56 +11,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import (
-    Attention,
-    AttentionRope,
-    CondConv2d,
-    Conv2dSame,
-    DiffAttention,
-    ScaledStdConv2dSame,
-    StdConv2dSame,
-    to_2tuple,
-)
+from timm.layers import to_2tuple
 from timm.models import get_model_input_config
-from timm.models.beit import Attention as BeitAttention
-from timm.models.byobnet import MobileOneBlock as ByobMobileOneBlock
-from timm.models.cait import TalkingHeadAttn
-from timm.models.eva import EvaAttention
-from timm.models.fastvit import Attention as GridAttention
-from timm.models.fastvit import MobileOneBlock, ReparamLargeKernelConv, RepConditionalPosEnc, RepMixer
-from timm.models.metaformer import Attention as MetaFormerAttention
-from timm.models.repvit import RepVggDw
-from timm.models.vision_transformer_relpos import RelPosAttention
 from torch import Tensor, nn
 
 from s4nd import S4ND
 
+from .replaceable import after_the_branches, find_attention, find_depthwise
 from .s4nd_vit import PatchMixer
 
-# Blocks of parallel branches that amount to one depthwise convolution, and those of their modules that come after the branches.
-BLOCKS = {
-    RepVggDw: (),
-    RepMixer: (),
-    RepConditionalPosEnc: (),
-    MobileOneBlock: ("se", "act"),
-    ReparamLargeKernelConv: ("se", "act"),
-    ByobMobileOneBlock: ("attn", "act"),
-}
-SAME_CONVS = (Conv2dSame, StdConv2dSame, ScaledStdConv2dSame)  # these pad in their forward
 FUSING = ("fuse", "reparameterize", "switch_to_deploy")  # the methods that timm's reparameterize_model looks for
-
-# Self-attention of every token to every other: (B, N, C) -> (B, N, C), the grid's (B, C, h, w) -> (B, C, h, w).
-ATTENTION = (
-    Attention,
-    AttentionRope,
-    DiffAttention,
-    EvaAttention,
-    BeitAttention,
-    RelPosAttention,
-    MetaFormerAttention,
-    TalkingHeadAttn,
-    GridAttention,
-)
 
 # The paper's settings on ImageNet, of its ConvNeXt and of its ViT; other kernels than s4 have their own.
 PAPER = {
@@ -117,9 +77,9 @@ def replace(
     if s4nd_options.get("kernel", "s4") == "s4":
         s4nd_options = PAPER[target] | s4nd_options
     if target == "depthwise":
-        found, build = _find_depthwise(model), _depthwise_layer
+        found, build = find_depthwise(model), _depthwise_layer
     else:
-        found, build = _find_attention(model), AttentionMixer.of
+        found, build = find_attention(model), AttentionMixer.of
     shapes = _shapes(model, set(found.values()), img_size)
     new = {}
     for old, seen in found.items():
@@ -171,45 +131,6 @@ class AttentionMixer(nn.Module):
         return self.mixer(x.unsqueeze(1), attn_mask, is_causal).squeeze(1)
 
 
-def _find_depthwise(model: nn.Module) -> dict[nn.Module, nn.Conv2d]:
-    """What to replace, each with a convolution that says how: itself, or a branch of a block to replace as a whole."""
-    found: dict[nn.Module, nn.Conv2d] = {}
-    in_blocks: set[nn.Module] = set()
-    for name, module in list(model.named_modules())[1:]:
-        if module in in_blocks:
-            continue
-        is_block = isinstance(module, tuple(BLOCKS))
-        convs = [m for m in (module.modules() if is_block else [module]) if _is_depthwise(m)]
-        if convs:
-            _check_keeps_grid(name, convs[0])
-            found[module] = convs[0]
-            in_blocks.update(module.modules() if is_block else ())
-    if not found:
-        count = sum(isinstance(m, nn.Conv2d) for m in model.modules())
-        raise ValueError(
-            "replace(target='depthwise') needs a Conv2d with groups == in_channels and a kernel of more than one tap; none "
-            f"of the {count} Conv2d of {type(model).__name__} is one"
-        )
-    return found
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    if not isinstance(module, nn.Conv2d | CondConv2d) or max(module.kernel_size) == 1:
-        return False
-    return module.groups == module.in_channels > 1  # a single channel is a grey image's, in a stem
-
-
-def _check_keeps_grid(name: str, conv: nn.Conv2d | CondConv2d) -> None:
-    keeps = conv.padding == "same" or isinstance(conv, SAME_CONVS)
-    if not keeps and not isinstance(conv.padding, str):
-        keeps = all(2 * p == d * (k - 1) for p, d, k in zip(conv.padding, conv.dilation, conv.kernel_size, strict=True))
-    if isinstance(conv, CondConv2d) or not keeps:
-        raise ValueError(
-            "replace(target='depthwise') needs convolutions whose kernel is the same for every image and which keep the grid, "
-            f"or give ceil(n / stride); {name} is {conv}"
-        )
-
-
 def _depthwise_layer(
     old: nn.Module, conv: nn.Conv2d, before: torch.Size, after: torch.Size, **options: Any
 ) -> nn.Module:
@@ -224,20 +145,8 @@ def _depthwise_layer(
         nn.init.ones_(s4nd.D)
     if old is not conv:
         layers.append(nn.BatchNorm2d(conv.out_channels, **dd))
-        layers += [getattr(old, name) for cls, names in BLOCKS.items() if isinstance(old, cls) for name in names]
+        layers += after_the_branches(old)
     return s4nd if len(layers) == 1 else nn.Sequential(*layers)
-
-
-def _find_attention(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    found = {m: m for m in list(model.modules())[1:] if isinstance(m, ATTENTION)}
-    if not found:
-        names = {type(m).__name__ for m in model.modules()}
-        others = sorted(name for name in names if "attention" in name.lower() or "attn" in name.lower())
-        raise ValueError(
-            "replace(target='attention') needs self-attention of all tokens to each other, as a VisionTransformer has; "
-            f"{type(model).__name__} has {'another kind, ' + ', '.join(others) if others else 'no attention'}"
-        )
-    return found
 
 
 @torch.no_grad()

@@ -8,14 +8,13 @@ arXiv:2201.03545. Shapes: B batch, C channels; grids are (height, width).
 import inspect
 
 import torch
-from timm.layers import to_2tuple
 from timm.models import ConvNeXt, build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._input import update_model_input_size
 from torch import nn
 
-from s4nd import S4ND, no_weight_decay, set_base_size
+from s4nd import S4ND, no_weight_decay
 
-STEMS, DOWNSAMPLES = ("patch", "s4nd"), ("conv", "s4nd")
+from .stages import check_options, declare_size, image_size, pointwise_glu, put_layers, stage_grids
+
 STEM_L_MAX = 16  # support of the stem's kernels along each axis, in pixels of the trained size
 CONVNEXT_ARGS = inspect.signature(ConvNeXt).parameters
 
@@ -28,8 +27,10 @@ class S4NDConvNeXt(ConvNeXt):
         stem: "patch", timm's strided convolution, or "s4nd".
         downsample: "conv", timm's strided convolutions, or "s4nd".
         stem_channels: outputs of the S4ND stem's layer.
+        patch_size, stem_type: as in timm's ConvNeXt.
         kwargs: every argument of timm's ConvNeXt but `kernel_sizes`; the others go to every S4ND layer. With output_stride 8
-            or 16 the last stages see a finer grid of the same image: there is nothing to dilate.
+            or 16 the last stages count as trained on the grid that they would have without it, and see a finer one of the
+            same image: there is nothing to dilate.
     """
 
     def __init__(
@@ -38,77 +39,41 @@ class S4NDConvNeXt(ConvNeXt):
         stem: str = "patch",
         downsample: str = "conv",
         stem_channels: int = 32,
+        patch_size: int = 4,
+        stem_type: str = "patch",
         **kwargs,
     ):
-        if stem not in STEMS or downsample not in DOWNSAMPLES:
-            raise ValueError(f"need stem in {STEMS} and downsample in {DOWNSAMPLES}, got {stem!r} and {downsample!r}")
         timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in CONVNEXT_ARGS}
         if "kernel_sizes" in timm_args:
             raise TypeError("S4ND kernels span the whole grid: there is no kernel_sizes; l_max limits their support")
-        if stem == "s4nd" and timm_args.get("stem_type", "patch") != "patch":
-            raise ValueError(f"stem='s4nd' replaces the patch stem, got stem_type={timm_args['stem_type']!r}")
-        super().__init__(**timm_args)
-        self.img_size, self.patch_size = to_2tuple(img_size), timm_args.get("patch_size", 4)
+        check_options(stem, downsample, stem_type)
+        super().__init__(patch_size=patch_size, stem_type=stem_type, **timm_args)
+        self.img_size, self.patch_size, self.stem_type = image_size(img_size), patch_size, stem_type
+        self._traits = {"first_conv": () if stem == "s4nd" else "stem.0"}  # what timm adapts to other input channels
         dd = {"device": timm_args.get("device"), "dtype": timm_args.get("dtype")}
-        kernels = dict(kwargs, **dd)
-        grids = self._grids()
+        layer = kwargs | dd
         if stem == "s4nd":
-            width = self.feature_info[0]["num_chs"]
+            own = {"l_max": STEM_L_MAX, **layer}
             self.stem = nn.Sequential(
-                S4ND(
-                    self.in_chans,
-                    out_channels=stem_channels,
-                    base_size=self.img_size,
-                    **{"l_max": STEM_L_MAX, **kernels},
-                    pool=self.patch_size,
-                ),
-                *_pointwise_glu(stem_channels, width, **dd),
+                S4ND(self.in_chans, out_channels=stem_channels, base_size=self.img_size, pool=patch_size, **own),
+                *pointwise_glu(stem_channels, self.feature_info[0]["num_chs"], 2, **dd),
                 self.stem[-1],  # timm's norm
             )
-        for i, stage in enumerate(self.stages):
-            if downsample == "s4nd" and not isinstance(stage.downsample, nn.Identity):
-                norm, conv = stage.downsample
-                stage.downsample = nn.Sequential(
-                    norm,
-                    S4ND(conv.in_channels, base_size=grids[i - 1], pool=conv.stride, **kernels),
-                    *_pointwise_glu(conv.in_channels, conv.out_channels, **dd),
-                )
-            for block in stage.blocks:
-                block.conv_dw = S4ND(block.conv_dw.in_channels, base_size=grids[i], **kernels)
+        put_layers(self.stages, self._grids(self.img_size), downsample, **layer)
 
-    def _grids(self) -> list[tuple[int, int]]:
-        """The grid of each stage at the trained size, without `output_stride`."""
-        grids = []
-        for i in range(len(self.stages)):
-            grids.append(tuple(n // (self.patch_size * 2**i) for n in self.img_size))
-        if 0 in grids[-1]:
-            raise ValueError(
-                f"img_size must be at least {self.patch_size * 2**i} for {i + 1} stages, got {self.img_size}"
-            )
-        return grids
+    def _grids(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
+        return stage_grids(img_size, self.patch_size, self.stem_type)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """From now on the model counts as trained at img_size; there it computes what it did, but for a bandlimit."""
-        before, self.img_size = self.img_size, to_2tuple(img_size)
-        try:
-            grids = self._grids()
-        except ValueError:
-            self.img_size = before
-            raise
-        set_base_size(self.stem, self.img_size, rescale=True)
-        for i, stage in enumerate(self.stages):
-            set_base_size(stage.downsample, grids[i - 1], rescale=True)
-            set_base_size(stage.blocks, grids[i], rescale=True)
-        update_model_input_size(self, self.img_size)
+        size = image_size(img_size)
+        declare_size(self, size, self._grids(size))
+        self.img_size = size
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay, for timm's optimizer factory."""
         return no_weight_decay(self)
-
-
-def _pointwise_glu(in_chs: int, out_chs: int, **dd) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(in_chs, 2 * out_chs, 1, **dd), nn.GLU(dim=1)
 
 
 def _cfg(url: str = "", **kwargs) -> dict:
@@ -129,7 +94,7 @@ def _cfg(url: str = "", **kwargs) -> dict:
 
 default_cfgs = generate_default_cfgs(
     {
-        "s4nd_convnext_micro": _cfg(first_conv=None),  # its stem is an S4ND layer
+        "s4nd_convnext_micro": _cfg(first_conv=()),  # its stem is an S4ND layer
         "s4nd_convnext_tiny": _cfg(),
         "s4nd_convnext_small": _cfg(),
         "s4nd_convnext_base": _cfg(),

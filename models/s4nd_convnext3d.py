@@ -6,18 +6,16 @@ Shapes: B batch, C channels, T frames; grids are (time, height, width).
 """
 
 import inspect
+import operator
 from typing import Any
 
 import torch
-from timm.layers import to_2tuple
 from timm.models import ConvNeXt, generate_default_cfgs, register_model
-from timm.models._input import update_model_input_size
-from torch import nn
 
-from s4nd import S4ND, no_weight_decay, set_base_size
+from s4nd import S4ND, no_weight_decay
 
 from .convnext3d import MICRO, TEMPORAL_PATCH, TINY, ConvNeXt3d, VideoStem, create, video_cfg
-from .s4nd_convnext import DOWNSAMPLES, STEMS
+from .stages import Grid, check_options, declare_size, image_size, pointwise_glu, put_layers, stage_grids
 
 CONVNEXT_ARGS = inspect.signature(ConvNeXt).parameters
 STEM_L_MAX = (4, 16, 16)  # support of an S4ND stem's kernels, in frames and pixels of the trained clip
@@ -33,7 +31,7 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         causal: no output depends on a later frame but for the pooling; what `stream` needs (with num_frames=0).
         temporal_length: initial length of the temporal kernels in patches of 2 frames, dt = 2 / length (the paper's Table 9.2
             sweeps 20, 4, 2, 1): the shorter, the nearer the model is to one that sees the frames one by one.
-        stem: "patch" or "s4nd", downsample: "conv" or "s4nd", stem_channels: as in S4NDConvNeXt.
+        stem: "patch" or "s4nd", downsample: "conv" or "s4nd", stem_channels, patch_size, stem_type: as in S4NDConvNeXt.
         kwargs: as in ConvNeXt3d; the others go to every S4ND layer, one value for all axes or one per axis. Kernels other than
             "s4" begin with their own defaults: the paper's initialisation and `temporal_length` are those of s4.
     """
@@ -47,15 +45,18 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         stem: str = "patch",
         downsample: str = "conv",
         stem_channels: int = 32,
+        patch_size: int = 4,
+        stem_type: str = "patch",
         **kwargs: Any,
     ):
-        if stem not in STEMS or downsample not in DOWNSAMPLES:
-            raise ValueError(f"need stem in {STEMS} and downsample in {DOWNSAMPLES}, got {stem!r} and {downsample!r}")
+        check_options(stem, downsample, stem_type)
         if temporal_length <= 0:
             raise ValueError(f"temporal_length must be positive, got {temporal_length}")
         timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in CONVNEXT_ARGS}
-        super().__init__(**timm_args)
-        self.img_size, self.num_frames, self.causal = to_2tuple(img_size), num_frames or None, causal
+        super().__init__(patch_size=patch_size, stem_type=stem_type, **timm_args)
+        self.patch_size, self.stem_type, self.causal = patch_size, stem_type, causal
+        size = _clip_size(img_size, num_frames or None)
+        self.num_frames, self.img_size = size[0], size[1:]
         dt = 2 / temporal_length
         # Time: half LegS and half FouT heads, each with its own state matrix, reading the operator's first coordinate.
         paper = dict(
@@ -66,62 +67,34 @@ class S4NDConvNeXt3d(ConvNeXt3d):
             dt_max=(dt, 1.0, 1.0),
         )
         layer = paper if kwargs.get("kernel", "s4") == "s4" else {}
-        layer |= {"ndim": 3, "bidirectional": (not causal, True, True), **kwargs, **self.dd}
-        grids = self._grids()
+        layer |= {"bidirectional": (not causal, True, True), **kwargs, **self.dd}
         if stem == "s4nd":
-            width = self.feature_info[0]["num_chs"]
             mixed = layer.get("init", ())[:1] == ("hippo",)
             few = dict(layer, init=("legs", *layer["init"][1:]), n_ssm=1) if mixed else layer
-            pool = (TEMPORAL_PATCH, self.patch_size, self.patch_size)
-            base = (self.num_frames, *self.img_size)
+            own = {"l_max": STEM_L_MAX, **few}
+            pool = (TEMPORAL_PATCH, patch_size, patch_size)
             self.stem = VideoStem(
                 self.in_chans,
-                S4ND(
-                    self.in_chans, out_channels=stem_channels, base_size=base, pool=pool, **{"l_max": STEM_L_MAX, **few}
-                ),
-                *self._pointwise_glu(stem_channels, width),
-                self.stem[-1],
+                S4ND(self.in_chans, 3, out_channels=stem_channels, base_size=size, pool=pool, **own),
+                *pointwise_glu(stem_channels, self.feature_info[0]["num_chs"], 3, **self.dd),
+                self.stem[-1],  # the norm
             )
-        for i, stage in enumerate(self.stages):
-            if downsample == "s4nd" and i > 0:
-                norm, conv = stage.downsample
-                stage.downsample = nn.Sequential(
-                    norm,
-                    S4ND(conv.in_channels, base_size=grids[i - 1], pool=(1, 2, 2), **layer),
-                    *self._pointwise_glu(conv.in_channels, conv.out_channels),
-                )
-            for block in stage.blocks:
-                block.conv_dw = S4ND(block.conv_dw.in_channels, base_size=grids[i], **layer)
+        put_layers(self.stages, self._grids(size), downsample, **layer)
 
-    def _pointwise_glu(self, in_chs: int, out_chs: int) -> tuple[nn.Module, nn.Module]:
-        return nn.Conv3d(in_chs, 2 * out_chs, 1, **self.dd), nn.GLU(dim=1)
-
-    def _grids(self) -> list[tuple[int | None, int, int]]:
-        """The grid of each stage in training; None where time extends."""
-        least = self.patch_size * 2 ** (len(self.stages) - 1)
-        if min(self.img_size) < least:
-            raise ValueError(f"img_size must be at least {least} for {len(self.stages)} stages, got {self.img_size}")
-        if self.num_frames is not None and self.num_frames < TEMPORAL_PATCH:
-            raise ValueError(f"num_frames must be at least {TEMPORAL_PATCH}, got {self.num_frames}")
-        time = None if self.num_frames is None else self.num_frames // TEMPORAL_PATCH
-        return [(time, *(n // (self.patch_size * 2**i) for n in self.img_size)) for i in range(len(self.stages))]
+    def _grids(self, size: Grid) -> list[Grid]:
+        """After the stem and after each stage for a clip of size (frames, height, width); frames None: time extends."""
+        frames, *image = size
+        time = frames and frames // TEMPORAL_PATCH
+        return [(time, *grid) for grid in stage_grids(tuple(image), self.patch_size, self.stem_type)]
 
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, num_frames: int | None = None) -> None:
         """From now on the model counts as trained at img_size and num_frames (None: as before); there it computes what it
         did, but for a bandlimit."""
-        before = self.img_size, self.num_frames
-        self.img_size = before[0] if img_size is None else to_2tuple(img_size)
-        self.num_frames = before[1] if num_frames is None else num_frames
-        try:
-            grids = self._grids()
-        except ValueError:
-            self.img_size, self.num_frames = before
-            raise
-        set_base_size(self.stem, (self.num_frames, *self.img_size), rescale=True)
-        for i, stage in enumerate(self.stages):
-            set_base_size(stage.downsample, grids[i - 1], rescale=True)
-            set_base_size(stage.blocks, grids[i], rescale=True)
-        update_model_input_size(self, self.img_size)
+        size = _clip_size(
+            self.img_size if img_size is None else img_size, self.num_frames if num_frames is None else num_frames
+        )
+        declare_size(self, size, self._grids(size), num_frames=size[0])
+        self.num_frames, self.img_size = size[0], size[1:]
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -129,9 +102,17 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         return no_weight_decay(self)
 
 
+def _clip_size(img_size: int | tuple[int, int], num_frames: int | None) -> Grid:
+    """(frames, height, width); frames None where time extends."""
+    frames = num_frames if num_frames is None else operator.index(num_frames)
+    if frames is not None and frames < TEMPORAL_PATCH:
+        raise ValueError(f"num_frames must be at least {TEMPORAL_PATCH}, got {frames}")
+    return (frames, *image_size(img_size))
+
+
 default_cfgs = generate_default_cfgs(
     {
-        "s4nd_convnext3d_micro": video_cfg(first_conv=None),  # its stem is an S4ND layer
+        "s4nd_convnext3d_micro": video_cfg(first_conv=()),  # its stem is an S4ND layer
         "s4nd_convnext3d_tiny": video_cfg(),
     }
 )

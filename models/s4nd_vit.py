@@ -102,7 +102,7 @@ class S4NDViT(VisionTransformer):
         for block in self.blocks:
             block.attn = PatchMixer(
                 self.embed_dim,
-                self.patch_embed.grid_size,
+                self._grid(),
                 ndim=mixer_ndim,
                 channels=channels,
                 drop=timm_args.get("proj_drop_rate", 0.0),
@@ -111,12 +111,16 @@ class S4NDViT(VisionTransformer):
                 **kwargs,
             )
 
+    def _grid(self) -> tuple[int, int]:
+        """The patches of an image of the trained size, of which padding makes the last ones whole."""
+        return self.patch_embed.dynamic_feat_size(self.patch_embed.img_size)
+
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         """From now on the model counts as trained at img_size; there it computes what it did, but for a bandlimit."""
         super().set_input_size(img_size, patch_size)
-        h, w = self.patch_embed.grid_size
+        h, w = self._grid()
         for block in self.blocks:
             set_base_size(block.attn, (h, w) if block.attn.ndim == 2 else h * w, rescale=True)
 
@@ -128,7 +132,7 @@ class S4NDViT(VisionTransformer):
     def _pos_embed(self, x: Tensor) -> Tensor:
         """The patches (B, h, w, D): they have places, and need no embedding of them."""
         if not self.dynamic_img_size:  # then x is (B, h w, D)
-            h, w = self.patch_embed.grid_size
+            h, w = self._grid()
             x = x.unflatten(1, (h, w))
         return self.pos_drop(x)
 

@@ -3,8 +3,10 @@
 import pytest
 import timm
 import torch
+from timm.models import ConvNeXt
 from torch import nn
 
+from s4nd.models import inflate
 from s4nd.models.convnext3d import FactoredConv3d
 
 F64 = torch.float64
@@ -54,3 +56,23 @@ def test_frames_before_channels_is_an_error_that_says_how_to_permute():
         small()(x)
     with pytest.raises(ValueError, match=r"got \(1, 3, 64, 64\)$"):
         small()(x.transpose(1, 2)[:, :, 0])
+
+
+STEMS = [dict(patch_size=2), dict(patch_size=8), dict(stem_type="overlap"), dict(stem_type="overlap_act")]
+
+
+@pytest.mark.parametrize("kind", ["i3d", "s3d"])
+@pytest.mark.parametrize("args", [*STEMS, dict(output_stride=8), dict(head_norm_first=True, norm_eps=1e-3)], ids=str)
+def test_every_stem_and_stride_of_timm_has_the_images_features_on_a_clip_of_one_image(kind, args):
+    torch.manual_seed(0)
+    args = dict(depths=(1, 1, 1, 1), dims=(4, 4, 8, 8), ls_init_value=1.0, num_classes=2) | args
+    flat, model = ConvNeXt(**args).to(F64).eval(), timm.create_model(f"convnext_{kind}_tiny", **args).to(F64).eval()
+    for parameter in flat.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    inflate(flat, model)
+    x = torch.randn(1, 3, 70, 101, dtype=F64)
+    clip = x[:, :, None].expand(-1, -1, 18, -1, -1)
+    assert_close(
+        model.forward_features(clip)[:, :, 4], flat.forward_features(x)
+    )  # a patch as far from the ends as blocks
+    assert [i["reduction"] for i in model.feature_info] == [i["reduction"] for i in flat.feature_info]

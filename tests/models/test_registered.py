@@ -80,10 +80,27 @@ def test_default_cfg_names_modules_that_exist(name):
     assert cfg.input_size == (3, 32, 32) if family(name) == "iso" else (3, 224, 224)
     assert len(cfg.mean) == len(cfg.std) == 3
     assert model.get_submodule(cfg.classifier) is model.get_classifier()
-    if cfg.first_conv is None:
-        assert isinstance(model.stem[0], s4nd.S4ND)
+    first_conv = (cfg.first_conv,) if isinstance(cfg.first_conv, str) else cfg.first_conv
+    assert isinstance(first_conv, tuple | list)  # this and the next line are timm's own test
+    assert all(f"{conv}.weight" in model.state_dict() for conv in first_conv)
+    assert all(model.get_submodule(conv).in_channels == 3 for conv in first_conv)
+    assert len(first_conv) == (not has_s4nd_stem(model))
+
+
+def has_s4nd_stem(model):
+    return hasattr(model, "stages") and isinstance(model.stem[0], s4nd.S4ND)
+
+
+def test_weights_for_colour_images_are_adapted_to_grey_ones(name, tmp_path):
+    """As timm does: the sum over the channels gives a grey image the features of the same in colour."""
+    model, grey = small(name).eval(), images(*sizes(name)[0], channels=1)
+    save_for_hf(model, tmp_path, model_args=arguments(name))
+    if has_s4nd_stem(model):
+        with pytest.raises(RuntimeError, match=r"size mismatch for stem\.0\.kernels"):
+            timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1)
     else:
-        assert model.get_submodule(cfg.first_conv).in_channels == 3
+        adapted = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1).eval()
+        assert_close(adapted(grey), model(grey.repeat(1, 3, *[1] * (grey.ndim - 2))), 1e-5)
 
 
 def test_pretrained_without_weights_is_refused_by_timm(name):

@@ -19,7 +19,8 @@ from torch import nn
 import s4nd
 from s4nd import S4ND
 from s4nd.models import replace
-from s4nd.models.replace import ATTENTION, AttentionMixer
+from s4nd.models.replace import AttentionMixer
+from s4nd.models.replaceable import ATTENTION, timm_classes
 from s4nd.nn import KERNELS
 
 OPTIONS = dict(d_state=4, kernel="s4d")
@@ -89,7 +90,7 @@ def layers(model):
 
 def has_target(target, model):
     if target == "attention":
-        return any(isinstance(m, ATTENTION) for m in model.modules())
+        return any(isinstance(m, timm_classes(ATTENTION)) for m in model.modules())
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     return any(m.groups == m.in_channels > 1 for m in convs)
 

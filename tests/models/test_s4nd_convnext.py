@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.models import get_model_input_config
 from torch import nn
 
 import s4nd.models  # noqa: F401
@@ -105,3 +106,8 @@ def test_a_size_that_is_too_small_leaves_the_model_as_it_was():
         model.set_input_size(16)
     assert model.img_size == (64, 64)
     assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(("variant", "stem", "first_conv"), [("micro", "patch", "stem.0"), ("tiny", "s4nd", ())])
+def test_the_convolution_that_timm_adapts_to_other_channels_is_that_of_the_stem_in_use(variant, stem, first_conv):
+    assert get_model_input_config(small(variant, stem=stem))["first_conv"] == first_conv

@@ -177,7 +177,8 @@ def test_another_kernel_begins_with_its_own_defaults(variant, kernel):
         (dict(temporal_length=0.0), ValueError, "temporal_length must be positive, got 0.0"),
         (dict(img_size=31), ValueError, r"img_size must be at least 32 for 4 stages, got \(31, 31\)"),
         (dict(num_frames=1), ValueError, "num_frames must be at least 2, got 1"),
-        (dict(output_stride=16), TypeError, "does not take output_stride"),
+        (dict(conv_mlp=True), TypeError, "does not take conv_mlp"),
+        (dict(norm_layer="rmsnorm"), ValueError, "needs norm_layer='layernorm', got timm's RmsNorm2d"),
         (dict(nonsense=1), TypeError, "nonsense"),
     ],
 )

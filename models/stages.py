@@ -1,0 +1,99 @@
+"""What the S4ND-ConvNeXts over images and over clips share: the grids of their stages, and the layers that stand on them.
+
+Shapes: C channels; grids are (height, width) or (time, height, width).
+"""
+
+import operator
+from collections.abc import Sequence
+from itertools import count, pairwise
+from typing import Any
+
+import torch
+from timm.layers import to_2tuple
+from timm.models import ConvNeXt
+from timm.models._input import update_model_input_size
+from torch import nn
+
+from s4nd import S4ND, set_base_size
+
+STEMS, DOWNSAMPLES = ("patch", "s4nd"), ("conv", "s4nd")
+Grid = tuple[int | None, ...]
+
+
+def check_options(stem: str, downsample: str, stem_type: str) -> None:
+    """Refuse what the S4ND-ConvNeXts do not know."""
+    if stem not in STEMS or downsample not in DOWNSAMPLES:
+        raise ValueError(f"need stem in {STEMS} and downsample in {DOWNSAMPLES}, got {stem!r} and {downsample!r}")
+    if stem == "s4nd" and stem_type != "patch":
+        raise ValueError(f"stem='s4nd' replaces the patch stem, got stem_type={stem_type!r}")
+
+
+def image_size(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) as Python's integers, which timm wants, of one number or two of any integer type."""
+    try:
+        height, width = map(operator.index, to_2tuple(img_size))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"img_size must be an integer or two, (height, width), got {img_size!r}") from error
+    return height, width
+
+
+def stage_grids(img_size: tuple[int, int], patch_size: int = 4, stem_type: str = "patch") -> list[tuple[int, int]]:
+    """The grids after the stem and after each stage of timm's ConvNeXt for an image of img_size, without `output_stride`.
+
+    A ConvNeXt without blocks is asked, on the meta device: how stems round an odd size, and where a large patch leaves a stage
+    nothing to subsample, is timm's to say.
+    """
+    with torch.device("meta"):
+        flat = ConvNeXt(depths=(0,) * 4, dims=(8,) * 4, patch_size=patch_size, stem_type=stem_type)
+
+    def grids(size: tuple[int, int]) -> list[tuple[int, int]] | None:
+        try:
+            x = flat.stem(torch.empty(1, 3, *size, device="meta"))
+            found = [tuple(x.shape[2:])]
+            for stage in flat.stages:
+                x = stage(x)
+                found.append(tuple(x.shape[2:]))
+        except RuntimeError:  # a convolution's, whose kernel is larger than its input
+            return None
+        return found
+
+    found = grids(img_size)
+    if found is None:
+        least = next(n for n in count(1) if grids((n, n)))
+        raise ValueError(f"img_size must be at least {least} for {len(flat.stages)} stages, got {img_size}")
+    return found
+
+
+def pointwise_glu(in_chs: int, out_chs: int, ndim: int, **dd: Any) -> tuple[nn.Module, nn.Module]:
+    """A linear map of the channels and a gated linear unit, (B, in_chs, ...) -> (B, out_chs, ...)."""
+    conv = nn.Conv2d if ndim == 2 else nn.Conv3d
+    return conv(in_chs, 2 * out_chs, 1, **dd), nn.GLU(dim=1)
+
+
+def put_layers(stages: nn.Module, grids: Sequence[Grid], downsample: str, **layer: Any) -> None:
+    """S4ND in place of the stages' mixing layers, and with downsample="s4nd" of their strided convolutions.
+
+    Args:
+        grids: after the stem and after each stage.
+        layer: arguments of every S4ND layer.
+    """
+    ndim, dd = len(grids[0]), {name: layer[name] for name in ("device", "dtype")}
+    for stage, (before, grid) in zip(stages, pairwise(grids), strict=True):
+        if downsample == "s4nd" and not isinstance(stage.downsample, nn.Identity):
+            norm, conv = stage.downsample[0], stage.downsample[-1]
+            stage.downsample = nn.Sequential(
+                norm,
+                S4ND(conv.in_channels, ndim, base_size=before, pool=conv.stride, **layer),
+                *pointwise_glu(conv.in_channels, conv.out_channels, ndim, **dd),
+            )
+        for block in stage.blocks:
+            block.conv_dw = S4ND(block.conv_dw.in_channels, ndim, base_size=grid, **layer)
+
+
+def declare_size(model: nn.Module, size: Grid, grids: Sequence[Grid], **model_args: Any) -> None:
+    """From now on the model counts as trained at `size`, where its stages meet `grids`; model_args say so to timm."""
+    set_base_size(model.stem, size, rescale=True)
+    for stage, (before, grid) in zip(model.stages, pairwise(grids), strict=False):  # stages may have been pruned
+        set_base_size(stage.downsample, before, rescale=True)
+        set_base_size(stage.blocks, grid, rescale=True)
+    update_model_input_size(model, size[-2:], **model_args)
