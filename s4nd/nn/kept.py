@@ -7,12 +7,14 @@ promises that the weights stay: `frozen`.
 """
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from s4nd.nn.kernels import SSMKernel
 
 # Kept values of a layer: a grid or two, each in a few precisions, or those of recurrent mode.
 ENTRIES = 8
@@ -93,28 +95,19 @@ def _plainly(compute: Callable[[], Any]) -> Any:
         return compute()
 
 
-def numbers_of(settings: tuple, modules: Sequence[nn.Module], tensors: Sequence[Tensor]) -> Numbers | None:
-    """The numbers of `modules` and `tensors`, None where they cannot be asked.
-
-    That is on devices, where comparing waits; for tensors that are none of their own (of torch.func, fake, distributed); and
-    for modules with hooks, parametrizations or tensors as plain attributes, whose parameters may be functions of anything.
-    """
+def numbers_of(settings: tuple, kernels: Iterable[SSMKernel], tensors: Sequence[Tensor]) -> Numbers | None:
+    """The numbers that settings, kernels and tensors stand for, None where they cannot be asked: on devices, where comparing
+    waits; of tensors that are somebody else's (of torch.func, fake, distributed); of kernels that follow from anything."""
     found = list(tensors)
-    for module in modules:
-        if not is_plain(module):
+    for kernel in kernels:
+        configuration = kernel.configuration()
+        if configuration is None:
             return None
-        options = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"}
-        settings = (*settings, type(module), options)
-        found += module._parameters.values()
+        settings += configuration
+        found += kernel._parameters.values()
     if all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in found):
         return Numbers(settings, tuple(found))
     return None
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether what a module computes follows from its parameters and its settings: nobody has hooked or parametrised it."""
-    attached = module._modules or module._buffers or module._forward_hooks or module._forward_pre_hooks
-    return not (attached or module._backward_hooks or any(isinstance(v, Tensor) for v in vars(module).values()))
 
 
 @contextmanager

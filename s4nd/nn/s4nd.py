@@ -184,7 +184,7 @@ class S4ND(nn.Module):
         shape = self.d_model, self.rank, self.channels, self.out_channels, self.bidirectional, self.pool
         if getattr(self, "_is_replica", False):  # of DataParallel: its parameters are plain attributes
             return None
-        return numbers_of((self.sampling, shape), list(self.kernels), [] if self.D is None else [self.D])
+        return numbers_of((self.sampling, shape), self.kernels, [] if self.D is None else [self.D])
 
     def all_kernel_lags(self, size: Sequence[int]) -> list[Tensor]:
         """`kernel_lags` of every axis, computed anew; those of axes that are alike are computed together."""

@@ -121,12 +121,22 @@ class SSMKernel(nn.Module):
         """The parameters as they are now, parametrized ones too."""
         return {name: getattr(self, name) for name in self._names}
 
+    def configuration(self) -> tuple | None:
+        """All that the kernel follows from but the values of its parameters. None if somebody has hooked or parametrised it,
+        or put tensors where parameters were: it may then follow from anything."""
+        attributes = [(k, v) for k, v in vars(self).items() if k[0] != "_" and k != "training"]
+        attached = (
+            self._modules or self._buffers or self._forward_pre_hooks or self._forward_hooks or self._backward_hooks
+        )
+        if attached or any(isinstance(v, Tensor) for _, v in attributes):
+            return None
+        return type(self), attributes, [(name, x.shape, x.dtype, x.device) for name, x in self._parameters.items()]
+
     def per_head(self, x: Tensor) -> Tensor:
         """(..., S, N/2, 2) -> (..., H, N/2, 2); of several kernels side by side, each by itself."""
         x = x.unflatten(-3, (-1, 1, self.n_ssm))
-        return x.expand(*x.shape[:-4], self.d_model // self.n_ssm, *x.shape[-3:]).flatten(
-            -5, -3
-        )  # no copy if S is 1 or H
+        x = x.expand(*x.shape[:-4], self.d_model // self.n_ssm, *x.shape[-3:])
+        return x.flatten(-5, -3)  # no copy if S is 1 or H
 
     def readout(self, p: Values) -> Tensor:
         """(C, H, N/2, 2)."""
