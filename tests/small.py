@@ -46,7 +46,7 @@ ARGS = {
         dt_min=0.1,
         dt_max=1.0,
     ),
-    "s4nd_convnext3d_micro": dict(STAGES, img_size=32, num_frames=4),
+    "s4nd_convnext3d_micro": dict(STAGES, img_size=32, num_frames=4, kernel="s4d"),
 }
 
 
