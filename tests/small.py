@@ -15,6 +15,8 @@ F64 = torch.float64
 SIZES = {
     "s4 layer": [(6, 6), (5, 8), (9, 3)],
     "s4d layer": [(6, 6), (5, 8), (9, 3)],
+    "causal s4 layer": [(6,), (5,), (9,)],
+    "causal s4d layer": [(6,), (5,), (9,)],
     "s4nd_iso_tiny": [(8, 8), (6, 9), (13, 8)],
     "s4nd_convnext_micro": [(32, 32), (32, 40), (48, 33)],
     "s4nd_convnext_tiny": [(32, 32), (32, 40), (48, 33)],
@@ -28,6 +30,8 @@ STAGES = dict(
 ARGS = {
     "s4 layer": dict(kernel="s4", d_state=8, rank=2, base_size=6),
     "s4d layer": dict(kernel="s4d", d_state=8, rank=2, base_size=6),
+    "causal s4 layer": dict(ndim=1, kernel="s4", d_state=8, base_size=6, bidirectional=False),
+    "causal s4d layer": dict(ndim=1, kernel="s4d", d_state=8, base_size=6, bidirectional=False),
     "s4nd_iso_tiny": dict(img_size=8, embed_dim=8, depth=2, d_state=4, num_classes=5),
     # A dense stem with a window, pooled downsampling.
     "s4nd_convnext_micro": dict(STAGES, img_size=32, kernel="s4d", init="lin"),

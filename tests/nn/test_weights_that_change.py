@@ -514,6 +514,80 @@ def test_answer_is_that_of_the_present_weights(way, name):
         before = now
 
 
+def stepped(layer, x: Tensor) -> Tensor:
+    """The answer sample by sample."""
+    x, y, state = x.to(layer.D.dtype), [], None
+    for u in x.unbind(-1):
+        out, state = layer.step(u, state, n=x.shape[-1])
+        y.append(out)
+    return torch.stack(y, dim=-1)
+
+
+# A recurrence cannot end a kernel, and hooks run when a module is called, which a step does not do.
+WAYS_OF_STEPS = [way for way in WAYS if way not in ("l_max", "prune", "weight_norm, hooks")]
+
+
+@pytest.mark.parametrize("name", ["causal s4 layer", "causal s4d layer"])
+@pytest.mark.parametrize("way", WAYS_OF_STEPS)
+def test_step_is_that_of_the_present_weights(way, name):
+    """In evaluation a step is discretised once: for the weights that it is of."""
+    layer, x = build(name), images(name, SEEN)
+    for present in WAYS[way](layer, x):
+        with torch.no_grad():
+            expected = stepped(fresh(present, lambda: build(name)).eval(), x)
+            for _ in range(2):
+                assert_close(stepped(present, x), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_size_answers_for_the_present_weights_however_sizes_and_changes_alternate(name):
+    model, xs = build(name), [images(name, number) for number in (0, 1, 2)]
+    first = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        for size, what in zip(
+            (0, 1, 0, 2, 1, 0, 0, 1, 2), ("", "", "new", "", "new", "", "first", "", ""), strict=True
+        ):
+            if what == "new":
+                change(model)
+            elif what == "first":
+                for p, kept in zip(model.parameters(), first, strict=True):
+                    p.data.copy_(kept)
+            expected = fresh(model, lambda: build(name))(xs[size])
+            for _ in range(2):
+                assert_close(model(xs[size]), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast_and_full_precision_do_not_answer_for_each_other(name):
+    model, x = build(name, dtype=torch.float32), images(name, SEEN, dtype=torch.float32)
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    with torch.no_grad():
+        for _ in range(2):
+            one = fresh(model, lambda: build(name, dtype=torch.float32))
+            other = fresh(model, lambda: build(name, dtype=torch.float32))
+            with autocast:
+                half = one(x)
+            for _ in range(2):
+                assert_close(model(x), other(x))
+                with autocast:
+                    assert_close(model(x), half)
+            change(model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_reparameterized_after_a_change_is_that_of_the_present_weights(name):
+    model, x = build(name), images(name, SEEN)
+    with torch.no_grad():
+        model(x)
+        for p in model.parameters():
+            p.data.mul_(1.1)
+        expected = fresh(model, lambda: build(name))(x)
+        fused = (
+            model.fuse(x.shape[2:]) if name.endswith("layer") else timm.utils.reparameterize_model(model, inplace=True)
+        )
+        assert_close(fused(x), expected)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_hook_on_a_kernel_counts_from_its_registration_to_its_removal(name):
     model, x = build(name), images(name, SEEN)
