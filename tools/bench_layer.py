@@ -127,11 +127,13 @@ def algorithms(u: Tensor, one_matrix: int) -> dict[str, Contestant]:
 
 
 def evaluation(settings: Settings) -> dict[str, Table]:
-    """Evaluation in ms, in inference mode, kernels cached."""
+    """Evaluation in ms, in inference mode, kernels kept."""
     batch, rows = settings.batches[0], {}
     for size in settings.stages:
         u = signal(batch, size)
-        rows[size] = measure({"s4d": inference(s4nd(u), u)} | convolution(inference, u), settings.rounds)
+        last, layer = u.contiguous(memory_format=torch.channels_last), s4nd(u)
+        layers = {"s4d": inference(layer, u), "s4d channels_last": inference(layer, last)}
+        rows[size] = measure(layers | convolution(inference, u), settings.rounds)
     return {f"batch {batch}": compare(rows, "conv", settings.stages)}
 
 

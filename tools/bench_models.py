@@ -1,7 +1,7 @@
 """Time and memory of whole S4ND models against timm's, and against timm's models with other large or global kernels.
 
     python tools/bench_models.py
-    python tools/bench_models.py --models s4nd_convnext_tiny --only inference --rounds 7 --out runs/bench_models
+    python tools/bench_models.py --models s4nd_convnext_tiny --only inference runtime --batch-size 1 8 --out runs/bench_models
 
 float32, on the CPU, at the trained size. Prints Markdown tables, and writes OUT.json and OUT.png. In each table all rows take
 turns in one process; times are medians over the rounds. Ratios are to the rival in the faster of its memory layouts; below 1
@@ -11,10 +11,13 @@ matrices, activations, gradients.
 
 import argparse
 import copy
+import itertools
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +36,11 @@ from s4nd import S4ND
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
-# What is aimed at, at most, of the time of the rival, at batch 16 on two cores.
+# What is aimed at, at most, of the time of the rival, on two cores.
 TARGETS = {
-    "training": {"s4nd_convnext_tiny": 1.15, "s4nd_vit_base_patch16_224": 1.25},
-    "inference": {"s4nd_convnext_tiny fused": 1.05, "s4nd_vit_base_patch16_224 fused": 1.0},
+    "training": {"s4nd_convnext_tiny": 1.15, "s4nd_vit_base_patch16_224": 1.25, "s4nd_iso_tiny": 2.5},
+    "inference": {"s4nd_convnext_tiny": 1.1, "s4nd_convnext_tiny fused": 1.1, "s4nd_vit_base_patch16_224 fused": 1.0},
+    "runtime": {"s4nd_convnext_tiny": 1.1},
 }
 
 
@@ -47,6 +51,7 @@ class Family:
     models: dict[str, tuple[str, dict[str, Any]]]
     rival: str  # a label
     layouts: tuple[str, ...]
+    side: int = 224  # of the images
 
 
 def family(rival: str, layouts: tuple[str, ...], models: dict[str, dict[str, Any]], **shared: Any) -> Family:
@@ -73,15 +78,19 @@ def vit(others: tuple[str, ...], **shared: Any) -> Family:
     return family("vit_base_patch16_224", ("contiguous",), {label: {} for label in labels}, **shared)
 
 
+ISO = replace(
+    family("conv_iso_tiny", tuple(LAYOUTS), {"s4nd_iso_tiny": {}, "conv_iso_tiny": {}}, drop_path_rate=0.0), side=16
+)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, on images of side x side."""
+    """What is measured."""
 
     rounds: int = 3
-    batch_size: int = 16
-    side: int = 224
+    batch_sizes: tuple[int, ...] = (16,)
     families: dict[str, Family] = field(  # the Mixer has a free matrix over all patches
-        default_factory=lambda: {"ConvNeXt-T": convnext(), "ViT-B": vit(("mixer_b16_224",))}
+        default_factory=lambda: {"ConvNeXt-T": convnext(), "ViT-B": vit(("mixer_b16_224",)), "ISO-tiny": ISO}
     )
 
     def of(self, labels: list[str]) -> "Settings":
@@ -96,20 +105,20 @@ class Settings:
 
 QUICK = Settings(
     1,
-    2,
-    32,
+    (2,),
     {
-        "ConvNeXt": convnext(depths=(1, 1, 1, 1), dims=(8, 8, 8, 16)),
-        "ViT": vit((), img_size=32, depth=1, embed_dim=16, num_heads=2),
+        "ConvNeXt": replace(convnext(depths=(1, 1, 1, 1), dims=(8, 8, 8, 16)), side=32),
+        "ViT": replace(vit((), img_size=32, depth=1, embed_dim=16, num_heads=2), side=32),
+        "ISO": replace(ISO, side=8),
     },
 )
 
 
-def build(family: Family, side: int) -> dict[str, nn.Module]:
+def build(family: Family) -> dict[str, nn.Module]:
     """Every model of a family in every layout, by row: label, layout."""
     models = {}
     for label, (name, arguments) in family.models.items():
-        sized = {"img_size": side} if name.startswith("s4nd") else {}
+        sized = {"img_size": family.side} if name.startswith("s4nd") else {}
         model = timm.create_model(name, **(sized | arguments))
         for layout in family.layouts:
             models[f"{label}, {layout}"] = copy.deepcopy(model).to(memory_format=LAYOUTS[layout])
@@ -121,11 +130,10 @@ def label(row: str) -> str:
     return row.split(", ")[0]
 
 
-def signal(row: str, settings: Settings) -> Tensor:
+def signal(row: str, side: int, batch_size: int) -> Tensor:
     """Random images in the row's layout."""
     layout = LAYOUTS[row.split(", ")[1]]
-    u = torch.randn(settings.batch_size, 3, settings.side, settings.side)
-    return u.contiguous(memory_format=layout)
+    return torch.randn(batch_size, 3, side, side).contiguous(memory_format=layout)
 
 
 def layers(model: nn.Module) -> list[S4ND]:
@@ -143,9 +151,7 @@ def generation(model: nn.Module) -> Contestant:
 
     def run() -> None:
         for layer in layers(model):
-            lags = layer.all_kernel_lags(
-                layer.base_size
-            )  # as forward does it: axes that are alike are computed together
+            lags = layer.all_kernel_lags(layer.base_size)  # as forward does: axes that are alike are computed together
             torch.autograd.backward(lags, [torch.ones_like(k) for k in lags])
 
     return Contestant(run, tuple(model.parameters()))
@@ -159,13 +165,15 @@ def memory(contestant: Callable[[nn.Module, Tensor], Contestant], model: nn.Modu
 def table(
     contestant: Callable[[nn.Module, Tensor], Contestant],
     models: dict[str, nn.Module],
-    settings: Settings,
+    side: int,
+    batch_size: int,
+    rounds: int,
     kernels: dict[str, Contestant],
 ) -> Table:
     """Time, images per second and memory of each model; of those with `kernels`, the time of these too."""
-    signals = {row: signal(row, settings) for row in models}
+    signals = {row: signal(row, side, batch_size) for row in models}
     runs = {row: contestant(model, signals[row]) for row, model in models.items()}
-    times = measure(runs | {f"kernels of {row}": run for row, run in kernels.items()}, settings.rounds)
+    times = measure(runs | {f"kernels of {row}": run for row, run in kernels.items()}, rounds)
     for run in runs.values():
         run.forget()
     rows: Table = {}
@@ -173,7 +181,7 @@ def table(
         ms = times[row]
         rows[row] = {
             "ms": ms,
-            "images/s": 1e3 * settings.batch_size / ms,
+            "images/s": 1e3 * batch_size / ms,
             "MiB": memory(contestant, model, signals[row]),
         }
         if row in kernels:
@@ -186,28 +194,53 @@ def compare(rows: Table, rival: str, targets: dict[str, float]) -> Table:
     base = min((columns for row, columns in rows.items() if label(row) == rival), key=lambda columns: columns["ms"])
     compared = {}
     for row, columns in rows.items():
-        ratios = {f"{k}{RATIO}{rival}": columns[unit] / base[unit] for k, unit in (("time", "ms"), ("memory", "MiB"))}
+        units = {"time": "ms", "memory": "MiB"}
+        ratios = {f"{k}{RATIO}{rival}": columns[unit] / base[unit] for k, unit in units.items() if unit in columns}
         target = {f"target{RATIO}{rival}": targets[label(row)]} if label(row) in targets else {}
         compared[row] = columns | ratios | target
     return compared
 
 
-def training(family: Family, settings: Settings) -> Table:
+def training(family: Family, batch_size: int, rounds: int) -> Table:
     """Training step: forward, cross-entropy, backward. The optimizer's part, which is the same work for each parameter of any
     model, is left out. `kernels`: generating all S4ND kernels, forward and backward, which is a part of the step."""
-    models = {row: model.train() for row, model in build(family, settings.side).items()}
+    models = {row: model.train() for row, model in build(family).items()}
     kernels = {row: generation(model) for row, model in models.items() if layers(model)}
-    return table(step, models, settings, kernels)
+    return table(step, models, family.side, batch_size, rounds, kernels)
 
 
-def evaluation(family: Family, settings: Settings) -> Table:
-    """Inference, with S4ND kernels and their matrices cached, and fused by timm.utils.reparameterize_model."""
-    models = {row: model.eval() for row, model in build(family, settings.side).items()}
+def evaluation(family: Family, batch_size: int, rounds: int) -> Table:
+    """Inference, with S4ND kernels kept, and fused by timm.utils.reparameterize_model."""
+    models = {row: model.eval() for row, model in build(family).items()}
     fused = {row: reparameterize_model(model) for row, model in models.items() if layers(model)}
-    return table(inference, models | {row.replace(", ", " fused, "): m for row, m in fused.items()}, settings, {})
+    models |= {row.replace(", ", " fused, "): m for row, m in fused.items()}
+    return table(inference, models, family.side, batch_size, rounds, {})
 
 
-SECTIONS: dict[str, Callable[[Family, Settings], Table]] = {"training": training, "inference": evaluation}
+def runtime(family: Family, batch_size: int, rounds: int) -> Table:
+    """Inference in ONNX Runtime, on as many threads; S4ND models are exported fused."""
+    import onnxruntime
+
+    options, runs = onnxruntime.SessionOptions(), {}
+    options.intra_op_num_threads = torch.get_num_threads()
+    images = torch.randn(batch_size, 3, family.side, family.side)
+    with tempfile.TemporaryDirectory() as folder:
+        for row, model in build(replace(family, layouts=("contiguous",))).items():
+            model, path = reparameterize_model(model.eval()), str(Path(folder) / "model.onnx")
+            with torch.inference_mode():
+                model(images)  # completes the plans
+            torch.onnx.export(model, (images,), path, input_names=["images"], dynamo=True, verbose=False)
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            runs[label(row)] = Contestant(partial(session.run, None, {"images": images.numpy()}))
+    times = measure(runs, rounds)
+    return {name: {"ms": ms, "images/s": 1e3 * batch_size / ms} for name, ms in times.items()}
+
+
+SECTIONS: dict[str, Callable[[Family, int, int], Table]] = {
+    "training": training,
+    "inference": evaluation,
+    "runtime": runtime,
+}
 
 
 def draw(results: dict[str, dict[str, Table]], path: Path) -> None:
@@ -226,7 +259,7 @@ def bars(axes: Axes, title: str, rows: Table) -> None:
     rival = next(k for columns in rows.values() for k in columns if k.startswith(f"time{RATIO}")).split(RATIO)[1]
     at = range(len(rows))
     for quantity, shift, color in (("time", -0.2, "tab:blue"), ("memory", 0.2, "tab:gray")):
-        values = [columns[f"{quantity}{RATIO}{rival}"] for columns in rows.values()]
+        values = [columns.get(f"{quantity}{RATIO}{rival}", float("nan")) for columns in rows.values()]
         drawn = axes.barh([y + shift for y in at], values, 0.4, label=quantity, color=color)
         axes.bar_label(drawn, [figure(x) for x in values], fontsize=7, padding=2)
     goals = [columns.get(f"target{RATIO}{rival}", float("nan")) for columns in rows.values()]
@@ -242,21 +275,23 @@ def main() -> None:
     """Measure, print the tables, write the figures and the picture."""
     labels = [label for family in Settings().families.values() for label in family.models]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="both by default")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="all by default")
     parser.add_argument(
         "--models", nargs="+", choices=labels, default=labels, help="beside their rivals; all by default"
     )
     parser.add_argument("--rounds", type=int, help="3")
-    parser.add_argument("--batch-size", type=int, help="16")
+    parser.add_argument("--batch-size", type=int, nargs="+", help="one or several; 16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("docs/bench_models"), help="path of the results, no suffix")
     parser.add_argument("--quick", action="store_true", help="tiny models and one round, to try the tool itself")
     args = parser.parse_args()
     settings = (QUICK if args.quick else Settings()).of(args.models)
     settings = replace(
-        settings, rounds=args.rounds or settings.rounds, batch_size=args.batch_size or settings.batch_size
+        settings,
+        rounds=args.rounds or settings.rounds,
+        batch_sizes=tuple(args.batch_size or settings.batch_sizes),
     )
-    if min(settings.rounds, settings.batch_size, args.threads) < 1:
+    if min(settings.rounds, *settings.batch_sizes, args.threads) < 1:
         parser.error("--rounds, --batch-size and --threads must be positive")
     if not settings.families:
         parser.error(f"--quick has tiny stand-ins of the other models only, got --models {' '.join(args.models)}")
@@ -265,10 +300,11 @@ def main() -> None:
     results: dict[str, dict[str, Table]] = {}
     for section in args.only:
         print(f"\n{section}: {' '.join(SECTIONS[section].__doc__.split())}", flush=True)
-        for title, family in settings.families.items():
-            rows = compare(SECTIONS[section](family, settings), family.rival, TARGETS[section])
-            results.setdefault(section, {})[f"{title}, batch {settings.batch_size}"] = rows
-            print(f"\n{markdown(f'{title}, batch {settings.batch_size}', rows)}", flush=True)
+        for (title, family), batch_size in itertools.product(settings.families.items(), settings.batch_sizes):
+            rows = SECTIONS[section](family, batch_size, settings.rounds)
+            title = f"{title}, batch {batch_size}"
+            results.setdefault(section, {})[title] = compare(rows, family.rival, TARGETS[section])
+            print(f"\n{markdown(title, results[section][title])}", flush=True)
     machine = {"torch": torch.__version__, "timm": timm.__version__, "threads": args.threads, "cpus": os.cpu_count()}
     report = machine | {"settings": asdict(settings), "targets": TARGETS, "results": results}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,9 @@ import torch
 pytest.importorskip("matplotlib", reason="needs the extra: pip install 's4nd[demo]'")
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-OURS, RIVALS = {"s4nd_convnext_tiny", "s4nd_vit_base_patch16_224"}, {"convnext_tiny", "vit_base_patch16_224"}
+OURS = {"s4nd_convnext_tiny", "s4nd_vit_base_patch16_224", "s4nd_iso_tiny"}
+RIVALS = {"convnext_tiny", "vit_base_patch16_224", "conv_iso_tiny"}
+TORCH = ("--only", "training", "inference")
 
 
 @pytest.fixture
@@ -36,8 +38,8 @@ def bench(tool, monkeypatch, tmp_path):
     return run
 
 
-def test_both_sections_are_measured_printed_and_drawn_for_every_model(bench, capsys):
-    report, printed = bench(), capsys.readouterr().out
+def test_sections_of_torch_are_measured_printed_and_drawn_for_every_model(bench, capsys):
+    report, printed = bench(*TORCH), capsys.readouterr().out
     assert set(report) == {"torch", "timm", "threads", "cpus", "settings", "targets", "results"}
     assert list(report["results"]) == ["training", "inference"]
     families = report["settings"]["families"].values()
@@ -61,10 +63,22 @@ def test_both_sections_are_measured_printed_and_drawn_for_every_model(bench, cap
     assert all(set(report["targets"][section]) <= compared for section in report["results"])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the exporter's own parts
+def test_onnx_runtime_runs_every_model_at_every_batch_size(bench):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    chosen = ("--only", "runtime", "--models", "s4nd_convnext_tiny", "--batch-size", "1", "2")
+    tables = bench(*chosen)["results"]["runtime"]
+    assert list(tables) == ["ConvNeXt, batch 1", "ConvNeXt, batch 2"]
+    for rows in tables.values():
+        assert set(rows) == {"s4nd_convnext_tiny", "convnext_tiny"}
+        assert all({"ms", "images/s", "time / convnext_tiny"} <= set(columns) for columns in rows.values())
+
+
 def test_chosen_models_are_measured_with_their_rivals_alone(bench):
     chosen = ("--only", "training", "--models", "s4nd_convnext_tiny s4d", "--rounds", "2", "--batch-size", "3")
     report = bench(*chosen)
-    assert report["settings"]["rounds"] == 2 and report["settings"]["batch_size"] == 3
+    assert report["settings"]["rounds"] == 2 and report["settings"]["batch_sizes"] == [3]
     ((title, rows),) = report["results"]["training"].items()
     assert title == "ConvNeXt, batch 3"
     assert {row.split(",")[0] for row in rows} == {"s4nd_convnext_tiny s4d", "convnext_tiny"}
@@ -85,7 +99,7 @@ def test_ratios_are_to_the_rivals_faster_layout(tool):
 
 
 def test_throughput_counts_the_images_of_a_batch(bench):
-    for tables in bench("--models", "vit_base_patch16_224", "--batch-size", "3")["results"].values():
+    for tables in bench(*TORCH, "--models", "vit_base_patch16_224", "--batch-size", "3")["results"].values():
         for columns in next(iter(tables.values())).values():
             assert columns["images/s"] * columns["ms"] == pytest.approx(3000, rel=1e-12)
 
