@@ -304,12 +304,12 @@ def test_load_that_knows_all_samplings_warns_of_nothing(name):
 
 
 @every_model
-def test_damaged_sampling_of_one_layer_is_an_error_that_names_it(name, tmp_path):
+def test_damaged_sampling_of_one_layer_is_an_error_that_says_so(name, tmp_path):
     state = trained(name).state_dict()
     key = [key for key in state if key.endswith("_extra_state")][-1]
     state[key] = state[key][:-1]
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises((ValueError, RuntimeError), match=r"(?s)\w{4,}.*\w{4,}"):
+    with pytest.raises((ValueError, RuntimeError), match=r"(?i)sampling"):
         other(name, checkpoint_path=str(tmp_path / "x.safetensors"))
 
 

@@ -118,6 +118,8 @@ STATES = {
     "safetensors": lambda state: load(save(state)),
     "float32": lambda state: {**state, STATE: state[STATE].float()},  # as averages of checkpoints are
     "float64": lambda state: {**state, STATE: state[STATE].double()},
+    "bfloat16": lambda state: {**state, STATE: state[STATE].bfloat16()},  # as checkpoints are made small
+    "float16": lambda state: {**state, STATE: state[STATE].half()},
     "int32": lambda state: {**state, STATE: state[STATE].int()},
     "another order": lambda state: dict(reversed(state.items())),
 }
@@ -209,7 +211,7 @@ def test_damaged_one_is_an_error_and_changes_nothing(damage):
     before, state = settings(layer), make(0, **SAMPLINGS["everything"]).state_dict()
     state[STATE] = DAMAGED[damage](state[STATE])
     for strict in (True, False):
-        with pytest.raises((ValueError, RuntimeError), match=r"\w{4,}.*\w{4,}"):
+        with pytest.raises((ValueError, RuntimeError), match=r"(?i)sampling"):
             layer.load_state_dict(state, strict=strict)
         assert settings(layer) == before
 
