@@ -89,4 +89,4 @@ def complex_views(x: Tensor) -> bool:
 def view(x: Tensor) -> Tensor:
     """(..., 2) -> (...) complex, the same memory wherever its strides allow it."""
     viewable = x.stride(-1) == 1 and all(s % 2 == 0 for s in (x.storage_offset(), *x.stride()[:-1]))
-    return torch.view_as_complex(x if viewable else x.contiguous())
+    return torch.view_as_complex(x if viewable else x.clone(memory_format=torch.contiguous_format))
