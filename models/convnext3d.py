@@ -17,7 +17,8 @@ from timm.models import ConvNeXt, adapt_input_conv, build_model_with_cfg, genera
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-FIXED = ("kernel_sizes", "conv_mlp")  # of timm's arguments
+from .sizes import plain
+
 TEMPORAL_PATCH = 2  # frames
 torch.fx.wrap("rearrange")  # a leaf of fx graphs: it asks for the type of its argument
 
@@ -26,8 +27,8 @@ class LayerNorm3d(LayerNorm):
     """LayerNorm over the channels of (B, C, T, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return y.movedim(-1, 1)
+        x = x.movedim(1, -1)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
 
 
 class FactoredConv3d(nn.Conv2d):
@@ -124,7 +125,7 @@ class ConvNeXt3d(ConvNeXt):
     """
 
     def __init__(self, conv: Callable[..., nn.Module] = nn.Conv3d, **kwargs: Any):
-        if refused := sorted(kwargs.keys() & set(FIXED)):
+        if refused := sorted(kwargs.keys() & {"kernel_sizes", "conv_mlp"}):
             raise TypeError(f"{type(self).__name__} does not take {', '.join(refused)}")
         super().__init__(**kwargs)
         self.dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
@@ -219,8 +220,8 @@ def adapt_input(state: dict[str, Tensor], model: ConvNeXt3d) -> dict[str, Tensor
 def create(model_cls: type[ConvNeXt3d], variant: str, pretrained: bool = False, **kwargs: Any) -> ConvNeXt3d:
     """A registered video model by timm's builder, with the paper's regularisation for HMDB-51."""
     feature_cfg = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True)
-    timm_args = dict(feature_cfg=feature_cfg, pretrained_filter_fn=adapt_input)
-    return build_model_with_cfg(model_cls, variant, pretrained, **timm_args, **dict(PAPER, **kwargs))
+    args = dict(plain(PAPER | kwargs), feature_cfg=feature_cfg, pretrained_filter_fn=adapt_input)
+    return build_model_with_cfg(model_cls, variant, pretrained, **args)
 
 
 @register_model

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from s4nd import S4ND
 
 from .isotropic import Isotropic
+from .sizes import plain
 
 
 class S4NDMixer(nn.Module):
@@ -108,7 +109,7 @@ default_cfgs = generate_default_cfgs(
 def _create_isotropic(variant: str, pretrained: bool = False, **kwargs) -> Isotropic:
     out_indices = kwargs.pop("out_indices", 3)
     return build_model_with_cfg(
-        Isotropic, variant, pretrained, feature_cfg=dict(out_indices=out_indices, feature_cls="getter"), **kwargs
+        Isotropic, variant, pretrained, feature_cfg=dict(out_indices=out_indices, feature_cls="getter"), **plain(kwargs)
     )
 
 
