@@ -9,7 +9,7 @@ Shapes: B batch, H channels (embed_dim), the grid (height, width) is the image's
 from collections.abc import Callable
 
 import torch
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, get_device_dtype
 from timm.models import checkpoint, checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
@@ -133,7 +133,7 @@ class Isotropic(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new, untrained classifier (0 classes: none) and, if given, another pooling."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
+        self.head.reset(num_classes, global_pool, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
 
     def _embed(self, x: Tensor) -> Tensor:

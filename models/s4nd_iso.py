@@ -83,7 +83,7 @@ def _cfg(url: str = "", **kwargs) -> dict:
         "url": url,
         "num_classes": 10,
         "input_size": (3, 32, 32),
-        "pool_size": None,
+        "pool_size": (32, 32),
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10's training images, as is std

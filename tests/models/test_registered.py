@@ -131,6 +131,33 @@ def test_reset_classifier_changes_classes_and_pooling(name):
     assert torch.equal(model(x), before)
 
 
+def test_reset_classifier_keeps_device_and_dtype_where_there_was_none(name):
+    model = small(name).to("meta", F64)
+    model.reset_classifier(0)
+    model.reset_classifier(2)
+    assert {(p.device.type, p.dtype) for p in model.get_classifier().parameters()} == {("meta", F64)}
+
+
+def test_what_is_frozen_stays_frozen_at_another_size(name):
+    model = small(name).requires_grad_(False)
+    if knows_its_size(name):
+        model.set_input_size(sizes(name)[0][-1] * 2)
+    model.reset_classifier(0)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_pool_size_is_the_grid_of_the_features(name):
+    """For timm, of an image of the default size; a vision transformer has none, as in timm."""
+    cfg = timm.get_pretrained_cfg(name)
+    if family(name) == "vit":
+        assert cfg.pool_size is None
+        return
+    sized = {"img_size": cfg.input_size[-1]} if knows_its_size(name) else {}
+    frames = sizes(name)[0][:-2]
+    features = small(name, **sized).eval().forward_features(images(*frames, *cfg.input_size[1:])[:1])
+    assert tuple(features.shape[-2:]) == cfg.pool_size
+
+
 def test_features_only_equals_forward_intermediates(name):
     *frames, height, width = sizes(name)[1]
     x = images(*frames, height, width)
