@@ -5,8 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
-from timm.models import get_model_input_config, group_parameters, model_entrypoint, save_for_hf
+from timm.models import get_model_input_config, group_parameters, model_entrypoint
 from timm.optim import param_groups_layer_decay
 
 import s4nd.models
@@ -91,18 +90,6 @@ def has_s4nd_stem(model):
     return hasattr(model, "stages") and isinstance(model.stem[0], s4nd.S4ND)
 
 
-def test_weights_for_colour_images_are_adapted_to_grey_ones(name, tmp_path):
-    """As timm does: the sum over the channels gives a grey image the features of the same in colour."""
-    model, grey = small(name).eval(), images(*sizes(name)[0], channels=1)
-    save_for_hf(model, tmp_path, model_args=arguments(name))
-    if has_s4nd_stem(model):
-        with pytest.raises(RuntimeError, match=r"size mismatch for stem\.0\.kernels"):
-            timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1)
-    else:
-        adapted = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1).eval()
-        assert_close(adapted(grey), model(grey.repeat(1, 3, *[1] * (grey.ndim - 2))), 1e-5)
-
-
 def test_pretrained_without_weights_is_refused_by_timm(name):
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
         small(name, pretrained=True)
@@ -129,33 +116,6 @@ def test_reset_classifier_changes_classes_and_pooling(name):
     model.reset_classifier(0, "avg")
     assert model.num_classes == 0
     assert torch.equal(model(x), before)
-
-
-def test_reset_classifier_keeps_device_and_dtype_where_there_was_none(name):
-    model = small(name).to("meta", F64)
-    model.reset_classifier(0)
-    model.reset_classifier(2)
-    assert {(p.device.type, p.dtype) for p in model.get_classifier().parameters()} == {("meta", F64)}
-
-
-def test_what_is_frozen_stays_frozen_at_another_size(name):
-    model = small(name).requires_grad_(False)
-    if knows_its_size(name):
-        model.set_input_size(sizes(name)[0][-1] * 2)
-    model.reset_classifier(0)
-    assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_pool_size_is_the_grid_of_the_features(name):
-    """For timm, of an image of the default size; a vision transformer has none, as in timm."""
-    cfg = timm.get_pretrained_cfg(name)
-    if family(name) == "vit":
-        assert cfg.pool_size is None
-        return
-    sized = {"img_size": cfg.input_size[-1]} if knows_its_size(name) else {}
-    frames = sizes(name)[0][:-2]
-    features = small(name, **sized).eval().forward_features(images(*frames, *cfg.input_size[1:])[:1])
-    assert tuple(features.shape[-2:]) == cfg.pool_size
 
 
 def test_features_only_equals_forward_intermediates(name):
@@ -291,24 +251,6 @@ def test_copies_and_reloaded_states_compute_the_same(name):
     assert not torch.equal(other(x), expected)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(x), expected)
-
-
-def test_checkpoints_go_through_timms_loader_and_a_folder_in_the_hubs_layout(name, tmp_path):
-    model, x = small(name).eval(), images(*sizes(name)[0])
-    expected = model(x)
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    loaded = timm.models.load_checkpoint(small(name).eval().apply(forget), tmp_path / "model.safetensors")
-    assert not loaded.missing_keys
-    assert not loaded.unexpected_keys
-    folder = tmp_path / "hub"
-    save_for_hf(model, folder, model_args=arguments(name))
-    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    assert torch.equal(again(x), expected)
-
-
-def forget(module):
-    for p in module.parameters(recurse=False):
-        torch.nn.init.normal_(p)
 
 
 def test_in_chans_is_respected(name):
