@@ -21,6 +21,7 @@ setup(
         "torchvision>=0.22",
         "timm>=1.0.31",  # the first that records a model's input size
         "numpy>=1.26",
+        "einops>=0.7",
         "omegaconf>=2.3",
         "pillow>=10.0",
         "pyyaml>=6.0",

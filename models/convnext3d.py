@@ -9,21 +9,26 @@ Shapes: B batch, C channels, T frames; grids are (time, height, width).
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from einops import rearrange
 from timm.layers import Conv2dSame, LayerNorm, LayerNorm2d
 from timm.models import ConvNeXt, adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-FIXED = ("kernel_sizes", "conv_mlp")  # of timm's arguments
+from .sizes import plain
+
 TEMPORAL_PATCH = 2  # frames
+torch.fx.wrap("rearrange")  # a leaf of fx graphs: it asks for the type of its argument
 
 
 class LayerNorm3d(LayerNorm):
     """LayerNorm over the channels of (B, C, T, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        x = x.movedim(1, -1)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
 
 
 class FactoredConv3d(nn.Conv2d):
@@ -47,17 +52,17 @@ class FactoredConv3d(nn.Conv2d):
         (taps, *kernel), (step, *stride), (pad, *padding) = kernel_size, stride, padding
         flat = map(tuple, (kernel, stride, padding, dilation[1:]))
         super().__init__(in_channels, out_channels, *flat, **kwargs)
-        self.stride_time, self.padding_time = step, pad
+        self.taps, self.stride_time, self.padding_time = taps, step, pad
         self.time_weight = nn.Parameter(self.weight.new_full((taps,), 1 / taps))
 
     def forward(self, x: Tensor) -> Tensor:
-        taps, pad = len(self.time_weight), self.padding_time
+        frames = x.shape[2] + 2 * self.padding_time - self.taps + 1
+        x = F.pad(x, (0, 0, 0, 0, self.padding_time, self.padding_time))
         # A weighted sum of shifted clips. The two factors commute, and before a stride this one is the cheaper.
-        x = F.pad(x, (0, 0, 0, 0, pad, pad))
-        stop = x.shape[2] - taps + 1
-        x = sum(w * x[:, :, k : k + stop : self.stride_time] for k, w in enumerate(self.time_weight))
-        y = super().forward(x.transpose(1, 2).flatten(0, 1))
-        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        shifted = (x[:, :, k : k + frames : self.stride_time] for k in range(self.taps))
+        x = sum(self.time_weight[k] * clip for k, clip in enumerate(shifted))
+        y = super().forward(rearrange(x, "b c t h w -> (b t) c h w"))
+        return rearrange(y, "(b t) c h w -> b c t h w", t=x.shape[2])
 
 
 class VideoBlock(nn.Module):
@@ -93,11 +98,22 @@ class VideoStem(nn.Sequential):
         self.in_chans = in_chans
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 5 or x.shape[1] != self.in_chans:
-            turned = x.ndim == 5 and x.shape[2] == self.in_chans
-            hint = "; put the channels before the frames: x.permute(0, 2, 1, 3, 4)" if turned else ""
-            raise ValueError(f"x must be (B, {self.in_chans}, frames, height, width), got {tuple(x.shape)}{hint}")
-        return super().forward(x)
+        x = check_clip(x, self.in_chans)
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+@torch.fx.wrap  # a leaf of fx graphs, which have no branches
+def check_clip(x: Tensor, in_chans: int) -> Tensor:
+    """x, if it is (B, in_chans, frames, height, width)."""
+    if torch.jit.is_scripting() or torch.jit.is_tracing():
+        return x
+    if x.ndim != 5 or x.shape[1] != in_chans:
+        turned = x.ndim == 5 and x.shape[2] == in_chans
+        hint = "; put the channels before the frames: x.permute(0, 2, 1, 3, 4)" if turned else ""
+        raise ValueError(f"x must be (B, {in_chans}, frames, height, width), got {tuple(x.shape)}{hint}")
+    return x
 
 
 class ConvNeXt3d(ConvNeXt):
@@ -109,8 +125,7 @@ class ConvNeXt3d(ConvNeXt):
     """
 
     def __init__(self, conv: Callable[..., nn.Module] = nn.Conv3d, **kwargs: Any):
-        refused = sorted(kwargs.keys() & set(FIXED))
-        if refused:
+        if refused := sorted(kwargs.keys() & {"kernel_sizes", "conv_mlp"}):
             raise TypeError(f"{type(self).__name__} does not take {', '.join(refused)}")
         super().__init__(**kwargs)
         self.dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
@@ -158,8 +173,8 @@ class ConvNeXt3d(ConvNeXt):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C, T, height, width) -> (B, num_classes), or (B, C) with pre_logits."""
-        y = super().forward_head(x.flatten(2, 3), pre_logits)  # timm's head for images pools two axes
-        return y.unflatten(2, x.shape[2:4]) if y.ndim == 4 else y
+        y = self.head(x.flatten(2, 3), pre_logits=pre_logits)  # timm's head for images pools two axes
+        return y if self.head.global_pool.pool_type else y.unflatten(2, x.shape[2:4])
 
 
 def video_cfg(**kwargs: Any) -> dict[str, Any]:
@@ -195,19 +210,18 @@ PAPER = dict(drop_rate=0.2, drop_path_rate=0.2)  # for HMDB-51
 
 def adapt_input(state: dict[str, Tensor], model: ConvNeXt3d) -> dict[str, Tensor]:
     """A checkpoint's first 3-D convolution for the model's input channels, as timm adapts 2-D ones."""
-    name = "stem.0.weight"
-    if name not in state or state[name].ndim != 5 or state[name].shape[1] == model.in_chans:
+    weight = state.get("stem.0.weight")
+    if weight is None or weight.ndim != 5 or weight.shape[1] == model.in_chans:
         return state
-    weight = state[name].flatten(2, 3)
-    weight = adapt_input_conv(model.in_chans, weight, base_chans=weight.shape[1])
-    return state | {name: weight.unflatten(2, state[name].shape[2:4])}
+    flat = adapt_input_conv(model.in_chans, weight.flatten(2, 3), base_chans=weight.shape[1])
+    return state | {"stem.0.weight": flat.unflatten(2, weight.shape[2:4])}
 
 
 def create(model_cls: type[ConvNeXt3d], variant: str, pretrained: bool = False, **kwargs: Any) -> ConvNeXt3d:
     """A registered video model by timm's builder, with the paper's regularisation for HMDB-51."""
     feature_cfg = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True)
-    timm_args = dict(feature_cfg=feature_cfg, pretrained_filter_fn=adapt_input)
-    return build_model_with_cfg(model_cls, variant, pretrained, **timm_args, **dict(PAPER, **kwargs))
+    args = dict(plain(PAPER | kwargs), feature_cfg=feature_cfg, pretrained_filter_fn=adapt_input)
+    return build_model_with_cfg(model_cls, variant, pretrained, **args)
 
 
 @register_model

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
+from einops import reduce
 from torch import Tensor, nn
 
 from s4nd import S4ND, set_base_size
@@ -221,7 +222,8 @@ def _gain(layer: S4ND) -> Tensor:
         eye = torch.eye(step.N, dtype=step.B.dtype, device=step.B.device).expand(1, len(step.B), -1, -1)
         G = step.drift(eye)[0].mT  # drift takes a state per row
         gain = step.D - torch.einsum("chn,hn->ch", step.C, torch.linalg.solve(G, step.B))
-    return gain.unflatten(0, (2 if layer.bidirectional[0] else 1, -1)).sum(0).to(kernel.C.dtype)
+    directions = 2 if layer.bidirectional[0] else 1
+    return reduce(gain, "(direction rc) h -> rc h", "sum", direction=directions).to(kernel.C.dtype)
 
 
 def _listed(names: list[str]) -> str:

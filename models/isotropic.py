@@ -9,13 +9,15 @@ Shapes: B batch, H channels (embed_dim), the grid (height, width) is the image's
 from collections.abc import Callable
 
 import torch
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, to_2tuple
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, get_device_dtype
 from timm.models import checkpoint, checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from s4nd import no_weight_decay, set_base_size
+
+from .sizes import image_size
 
 
 class IsotropicBlock(nn.Module):
@@ -80,7 +82,7 @@ class Isotropic(nn.Module):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.img_size = to_2tuple(img_size)
+        self.img_size = image_size(img_size)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
@@ -120,7 +122,7 @@ class Isotropic(nn.Module):
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """From now on the model counts as trained at img_size; there it computes what it did, but for a bandlimit."""
-        self.img_size = to_2tuple(img_size)
+        self.img_size = image_size(img_size)
         set_base_size(self, self.img_size, rescale=True)
         update_model_input_size(self, self.img_size)
 
@@ -131,7 +133,7 @@ class Isotropic(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new, untrained classifier (0 classes: none) and, if given, another pooling."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
+        self.head.reset(num_classes, global_pool, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
 
     def _embed(self, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import nn
 
 from s4nd import S4ND, no_weight_decay
 
-from .stages import check_options, declare_size, image_size, pointwise_glu, put_layers, stage_grids
+from .sizes import image_size, plain
+from .stages import check_options, declare_size, pointwise_glu, put_layers, stage_grids
 
 STEM_L_MAX = 16  # support of the stem's kernels along each axis, in pixels of the trained size
 CONVNEXT_ARGS = inspect.signature(ConvNeXt).parameters
@@ -105,7 +106,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create_convnext(model_cls: type[ConvNeXt], variant: str, pretrained: bool = False, **kwargs) -> ConvNeXt:
     feature_cfg = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True)
-    return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **plain(kwargs))
 
 
 # S4-FouT, dt between 0.1 and 1 sample, layer scale 1e-6, stochastic depth up to 0.1: the paper's for ImageNet and Celeb-A.

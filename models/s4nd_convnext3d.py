@@ -15,7 +15,8 @@ from timm.models import ConvNeXt, generate_default_cfgs, register_model
 from s4nd import S4ND, no_weight_decay
 
 from .convnext3d import MICRO, TEMPORAL_PATCH, TINY, ConvNeXt3d, VideoStem, create, video_cfg
-from .stages import Grid, check_options, declare_size, image_size, pointwise_glu, put_layers, stage_grids
+from .sizes import image_size
+from .stages import Grid, check_options, declare_size, pointwise_glu, put_layers, stage_grids
 
 CONVNEXT_ARGS = inspect.signature(ConvNeXt).parameters
 STEM_L_MAX = (4, 16, 16)  # support of an S4ND stem's kernels, in frames and pixels of the trained clip

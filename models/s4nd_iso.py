@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from s4nd import S4ND
 
 from .isotropic import Isotropic
+from .sizes import plain
 
 
 class S4NDMixer(nn.Module):
@@ -82,7 +83,7 @@ def _cfg(url: str = "", **kwargs) -> dict:
         "url": url,
         "num_classes": 10,
         "input_size": (3, 32, 32),
-        "pool_size": None,
+        "pool_size": (32, 32),
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10's training images, as is std
@@ -108,7 +109,7 @@ default_cfgs = generate_default_cfgs(
 def _create_isotropic(variant: str, pretrained: bool = False, **kwargs) -> Isotropic:
     out_indices = kwargs.pop("out_indices", 3)
     return build_model_with_cfg(
-        Isotropic, variant, pretrained, feature_cfg=dict(out_indices=out_indices, feature_cls="getter"), **kwargs
+        Isotropic, variant, pretrained, feature_cfg=dict(out_indices=out_indices, feature_cls="getter"), **plain(kwargs)
     )
 
 

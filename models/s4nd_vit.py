@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from s4nd import S4ND, no_weight_decay, set_base_size
 
+from .sizes import image_size, plain
+
 VIT_ARGS = inspect.signature(VisionTransformer).parameters
 # What makes no sense where every patch keeps its place: value in force, by argument.
 FIXED = dict(class_token=False, reg_tokens=0, pos_embed="none", patch_drop_rate=0.0)
@@ -59,10 +61,10 @@ class PatchMixer(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """The arguments after x are those of timm's attention: this layer has no use for them."""
-        B, h, w, D = check_no_mask(x, attn_mask, is_causal).shape
+        _, h, w, _ = check_no_mask(x, attn_mask, is_causal).shape
         if self.ndim == 1:
-            y = self.s4nd(x.reshape(B, h * w, D).transpose(1, 2))  # (B, channels D, h w)
-            y = y.transpose(1, 2).reshape(B, h, w, -1)
+            y = self.s4nd(x.flatten(1, 2).transpose(1, 2))  # (B, channels D, h w)
+            y = y.transpose(1, 2).unflatten(1, (h, w))
         else:
             y = self.s4nd(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.glu(self.proj(self.drop(self.act(y))))
@@ -119,7 +121,8 @@ class S4NDViT(VisionTransformer):
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         """From now on the model counts as trained at img_size; there it computes what it did, but for a bandlimit."""
-        super().set_input_size(img_size, patch_size)
+        img_size = None if img_size is None else image_size(img_size)
+        super().set_input_size(img_size, **plain({"patch_size": patch_size}))
         h, w = self._grid()
         for block in self.blocks:
             set_base_size(block.attn, (h, w) if block.attn.ndim == 2 else h * w, rescale=True)
@@ -192,7 +195,7 @@ def _create_vit(variant: str, pretrained: bool = False, **kwargs) -> S4NDViT:
     paper = dict(kernel="s4", init="legs", dt_min=0.001, dt_max=0.1, drop_path_rate=0.1)
     args = dict(paper, patch_size=16, depth=12, norm_layer=partial(LayerNorm, eps=1e-5))
     feature_cfg = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter")
-    return build_model_with_cfg(S4NDViT, variant, pretrained, feature_cfg=feature_cfg, **dict(args, **kwargs))
+    return build_model_with_cfg(S4NDViT, variant, pretrained, feature_cfg=feature_cfg, **plain(args | kwargs))
 
 
 @register_model

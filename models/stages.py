@@ -3,13 +3,11 @@
 Shapes: C channels; grids are (height, width) or (time, height, width).
 """
 
-import operator
 from collections.abc import Sequence
 from itertools import count, pairwise
 from typing import Any
 
 import torch
-from timm.layers import to_2tuple
 from timm.models import ConvNeXt
 from timm.models._input import update_model_input_size
 from torch import nn
@@ -26,15 +24,6 @@ def check_options(stem: str, downsample: str, stem_type: str) -> None:
         raise ValueError(f"need stem in {STEMS} and downsample in {DOWNSAMPLES}, got {stem!r} and {downsample!r}")
     if stem == "s4nd" and stem_type != "patch":
         raise ValueError(f"stem='s4nd' replaces the patch stem, got stem_type={stem_type!r}")
-
-
-def image_size(img_size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) as Python's integers, which timm wants, of one number or two of any integer type."""
-    try:
-        height, width = map(operator.index, to_2tuple(img_size))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"img_size must be an integer or two, (height, width), got {img_size!r}") from error
-    return height, width
 
 
 def stage_grids(img_size: tuple[int, int], patch_size: int = 4, stem_type: str = "patch") -> list[tuple[int, int]]:

@@ -5,8 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
-from timm.models import get_model_input_config, group_parameters, model_entrypoint, save_for_hf
+from timm.models import get_model_input_config, group_parameters, model_entrypoint
 from timm.optim import param_groups_layer_decay
 
 import s4nd.models
@@ -89,18 +88,6 @@ def test_default_cfg_names_modules_that_exist(name):
 
 def has_s4nd_stem(model):
     return hasattr(model, "stages") and isinstance(model.stem[0], s4nd.S4ND)
-
-
-def test_weights_for_colour_images_are_adapted_to_grey_ones(name, tmp_path):
-    """As timm does: the sum over the channels gives a grey image the features of the same in colour."""
-    model, grey = small(name).eval(), images(*sizes(name)[0], channels=1)
-    save_for_hf(model, tmp_path, model_args=arguments(name))
-    if has_s4nd_stem(model):
-        with pytest.raises(RuntimeError, match=r"size mismatch for stem\.0\.kernels"):
-            timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1)
-    else:
-        adapted = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1).eval()
-        assert_close(adapted(grey), model(grey.repeat(1, 3, *[1] * (grey.ndim - 2))), 1e-5)
 
 
 def test_pretrained_without_weights_is_refused_by_timm(name):
@@ -264,24 +251,6 @@ def test_copies_and_reloaded_states_compute_the_same(name):
     assert not torch.equal(other(x), expected)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(x), expected)
-
-
-def test_checkpoints_go_through_timms_loader_and_a_folder_in_the_hubs_layout(name, tmp_path):
-    model, x = small(name).eval(), images(*sizes(name)[0])
-    expected = model(x)
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    loaded = timm.models.load_checkpoint(small(name).eval().apply(forget), tmp_path / "model.safetensors")
-    assert not loaded.missing_keys
-    assert not loaded.unexpected_keys
-    folder = tmp_path / "hub"
-    save_for_hf(model, folder, model_args=arguments(name))
-    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    assert torch.equal(again(x), expected)
-
-
-def forget(module):
-    for p in module.parameters(recurse=False):
-        torch.nn.init.normal_(p)
 
 
 def test_in_chans_is_respected(name):
