@@ -116,9 +116,10 @@ def _powers(squares: Tensor, n: int) -> Tensor:
     element costs one complex product instead of an exponential, a cosine and a sine."""
     h, N = squares.shape[1:]
     a = squares.new_empty(h, n, N)
-    a[:, 0] = 1
-    for i in range((n - 1).bit_length()):
-        torch.mul(a[:, : min(2**i, n - 2**i)], squares[i, :, None], out=a[:, 2**i : 2 ** (i + 1)])
+    one, *parts = a.split([1, *(min(2**i, n - 2**i) for i in range((n - 1).bit_length()))], dim=1)
+    one.fill_(1)
+    for part, square in zip(parts, squares[: len(parts), :, None], strict=True):
+        torch.mul(a.narrow(1, 0, part.shape[1]), square, out=part)
     return a
 
 
