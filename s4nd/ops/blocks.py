@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-# Elements of one matrix of a block: 2 MiB in float32.
-ELEMENTS = 2**19
+# Elements of one matrix of a block: 4 MiB in float32.
+ELEMENTS = 2**20
 
 
 def head_blocks(H: int, elements: int, device: torch.device) -> Iterator[slice]:

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from s4nd.ops import autodiff, pairs
+from s4nd.ops import autodiff, operators, pairs
 from s4nd.ops.blocks import head_blocks
 
 
@@ -45,27 +45,18 @@ def centred(fine: Tensor) -> Tensor:
 
 def vandermonde_torch(w: Tensor, x: Tensor, L: int, centre: bool = False) -> Tensor:
     """`vandermonde_definition` from few exponentials; same arguments and result."""
+    if operators.serve(x):
+        return _operator(w, x, L, centre)
     if pairs.complex_views(x):
         return _Vandermonde.apply(w, x, L, centre)[0]
     return vandermonde_definition(w, x, L, centre)
 
 
 class _Vandermonde(torch.autograd.Function):
-    """The gradient of x is a product with the powers too, because d exp(l x) / dx = l exp(l x).
-
-    The centred kernel is, after its first sample, the other one of w (a + a^2) and 2 x, with a = exp(x).
-    """
-
     @staticmethod
     def forward(w: Tensor, x: Tensor, L: int, centre: bool) -> tuple[Tensor, Tensor]:
-        squares = _squares(x, (L - 1).bit_length() + centre, w.dtype)
-        if not centre:
-            return _responses(pairs.view(w), squares, L), squares
-        first = 2 * w[..., 0].sum(-1, keepdim=True)
-        if L == 1:
-            return first, squares
-        w = pairs.view(w) * (squares[0] + squares[1]).conj()
-        return torch.cat([first, _responses(w, squares[1:], L - 1)], dim=-1), squares
+        squares = _squares(x, L, centre, w.dtype)
+        return _product(w, squares, L, centre), squares
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -81,28 +72,44 @@ class _Vandermonde(torch.autograd.Function):
         w, x, squares = ctx.saved_tensors
         if autodiff.wanted():
             return autodiff.by_definition(vandermonde_definition, (w, x, ctx.L, ctx.centre), grad)
-        weights = pairs.view(w).transpose(0, 1).conj()[:, None]  # (H, 1, J, N)
-        if not ctx.centre:
-            moments = _moments(grad, squares, ctx.L)
-            of_w, of_x = moments[:, 0], (weights * moments[:, 1:]).sum((1, 2))
-        else:
-            a, a2 = squares[0], squares[1] if ctx.L > 1 else 0
-            moments = _moments(grad[..., 1:], squares[1:], ctx.L - 1)
-            total, slope = (weights * moments).sum(2).unbind(1)
-            of_w, of_x = (a + a2)[:, None] * moments[:, 0], (a + a2) * (2 * slope + total) + a2 * total
-            torch.view_as_real(of_w)[..., 0].add_(grad[..., :1].transpose(0, 1), alpha=2)
-        of_w = torch.view_as_real(of_w).transpose(0, 1)
-        return of_w, torch.view_as_real(of_x).to(x.dtype), None, None
+        return *_gradients(grad, w, x, squares, ctx.L, ctx.centre), None, None
 
 
-def _squares(x: Tensor, n: int, dtype: torch.dtype) -> Tensor:
-    """exp(conj x) and its repeated squares, n of them but at least one: (n, H, N) complex, of `dtype`.
+def _product(w: Tensor, squares: Tensor, L: int, centre: bool) -> Tensor:
+    """The centred kernel is, after its first sample, the other one of w (a + a^2) and 2 x, with a = exp(x)."""
+    if not centre:
+        return _responses(pairs.view(w), squares, L)
+    first = 2 * w[..., 0].sum(-1, keepdim=True)
+    if L == 1:
+        return first
+    w = pairs.view(w) * (squares[0] + squares[1]).conj_physical()
+    return torch.cat([first, _responses(w, squares[1:], L - 1)], dim=-1)
+
+
+def _gradients(grad: Tensor, w: Tensor, x: Tensor, squares: Tensor, L: int, centre: bool) -> tuple[Tensor, Tensor]:
+    """Of w and x. That of x is a product with the powers too, because d exp(l x) / dx = l exp(l x)."""
+    weights = pairs.view(w).transpose(0, 1).conj_physical()[:, None]  # (H, 1, J, N)
+    if not centre:
+        moments = _moments(grad, squares, L)
+        of_w, of_x = moments[:, 0], (weights * moments[:, 1:]).sum((1, 2))
+    else:
+        a, a2 = squares[0], squares[1] if L > 1 else 0
+        moments = _moments(grad[..., 1:], squares[1:], L - 1)
+        total, slope = (weights * moments).sum(2).unbind(1)
+        of_w, of_x = (a + a2)[:, None] * moments[:, 0], (a + a2) * (2 * slope + total) + a2 * total
+        torch.view_as_real(of_w)[..., 0].add_(grad[..., :1].transpose(0, 1), alpha=2)
+    return torch.view_as_real(of_w).transpose(0, 1), torch.view_as_real(of_x).to(x.dtype)
+
+
+def _squares(x: Tensor, L: int, centre: bool, dtype: torch.dtype) -> Tensor:
+    """exp(conj x) and its repeated squares, as many as L samples need: (n, H, N) complex, of `dtype`.
 
     Squared in float64, where the roundings of all the squares are nothing beside one of float32. Conjugates, because
     Re w a is the real product of w and conj a as pairs, and because gradients are products with conj a.
     """
     re, im = x[..., 0].double(), x[..., 1].double()
-    squares = torch.empty(max(n, 1), *re.shape, dtype=torch.complex128, device=x.device)
+    n = max(1, (L - 1).bit_length() + centre)
+    squares = torch.empty(n, *re.shape, dtype=torch.complex128, device=x.device)
     size, first = torch.exp(re), torch.view_as_real(squares[0])
     torch.mul(size, torch.cos(im), out=first[..., 0])
     torch.mul(size, torch.sin(im).neg_(), out=first[..., 1])
@@ -116,9 +123,10 @@ def _powers(squares: Tensor, n: int) -> Tensor:
     element costs one complex product instead of an exponential, a cosine and a sine."""
     h, N = squares.shape[1:]
     a = squares.new_empty(h, n, N)
-    a[:, 0] = 1
-    for i in range((n - 1).bit_length()):
-        torch.mul(a[:, : min(2**i, n - 2**i)], squares[i, :, None], out=a[:, 2**i : 2 ** (i + 1)])
+    one, *parts = a.split([1, *(min(2**i, n - 2**i) for i in range((n - 1).bit_length()))], dim=1)
+    one.fill_(1)
+    for part, square in zip(parts, squares[: len(parts), :, None], strict=True):
+        torch.mul(a.narrow(1, 0, part.shape[1]), square, out=part)
     return a
 
 
@@ -134,7 +142,11 @@ def _responses(w: Tensor, squares: Tensor, L: int) -> Tensor:
     (J, H, N), (S, T) = w.shape, _factors(len(w), L)
     weights = w.new_empty(H, J, T, N)
     if T > 1:
-        torch.mul(w.transpose(0, 1)[:, :, None], _powers(squares[S.bit_length() - 1 :], T).conj()[:, None], out=weights)
+        torch.mul(
+            w.transpose(0, 1)[:, :, None],
+            _powers(squares[S.bit_length() - 1 :], T).conj_physical()[:, None],
+            out=weights,
+        )
     else:
         weights[:, :, 0].copy_(w.transpose(0, 1))
     weights = torch.view_as_real(weights).view(H, J * T, 2 * N)
@@ -164,3 +176,20 @@ def _moments(grad: Tensor, squares: Tensor, L: int) -> Tensor:
         torch.bmm(both[heads], torch.view_as_real(_powers(squares[:, heads], S)).flatten(2), out=sums[heads])
     sums = torch.view_as_complex(sums.view(H, 2, J, T, N, 2))
     return (sums * _powers(squares[S.bit_length() - 1 :], T)[:, None, None]).sum(3) if T > 1 else sums[:, :, :, 0]
+
+
+_operator = operators.operator(
+    "vandermonde(Tensor w, Tensor x, SymInt L, bool centre) -> Tensor",
+    lambda w, x, L, centre: _product(w, _squares(x, L, centre, w.dtype), L, centre),
+    lambda w, x, L, centre: w.new_empty(*w.shape[:2], L),
+    heads=(1, 0, None, None),
+    out_heads=(1,),
+)
+_gradients_operator = operators.operator(
+    "vandermonde_gradients(Tensor grad, Tensor w, Tensor x, SymInt L, bool centre) -> (Tensor, Tensor)",
+    lambda grad, w, x, L, centre: _gradients(grad, w, x, _squares(x, L, centre, w.dtype), L, centre),
+    lambda grad, w, x, L, centre: (w.new_empty(w.shape), x.new_empty(x.shape)),
+    heads=(1, 1, 0, None, None),
+    out_heads=(1, 0),
+)
+operators.differentiate(_operator, _gradients_operator)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s4nd.ops import autodiff, pairs
+from s4nd.ops import autodiff, operators, pairs
 
 MAX_OVERSAMPLING = 4
 
@@ -35,6 +35,8 @@ def close_loop(g: Tensor, tol: float) -> Tensor:
     """
     eps = torch.finfo(g.dtype).eps
     oversampling = next((c for c in range(1, MAX_OVERSAMPLING) if eps ** (c / (c + 1)) <= tol), MAX_OVERSAMPLING)
+    if operators.serve(g):
+        return _operator(g, oversampling)
     return _CloseLoop.apply(g, oversampling)[0] if pairs.complex_views(g) else _definition(g, oversampling)
 
 
@@ -71,15 +73,9 @@ def _definition(g: Tensor, oversampling: int) -> Tensor:
 
 
 class _CloseLoop(torch.autograd.Function):
-    """The transpose of a product with a causal series is the same product, of what is reversed in time."""
-
     @staticmethod
     def forward(g: Tensor, oversampling: int) -> tuple[Tensor, ...]:
-        circle = _circle(g, oversampling)
-        into = circle.values(g[:, -1]).mul_(circle.mean)
-        gain = (1 + into[-1]).reciprocal_()
-        heard = circle.values(g[-1, :-1]).mul_(gain)
-        return g[:-1, :-1] - circle.series(into[:-1, None] * heard), into, gain, heard, *circle
+        return _closed(g, oversampling)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -92,14 +88,46 @@ class _CloseLoop(torch.autograd.Function):
     def backward(ctx, grad: Tensor | None, *_) -> tuple[Tensor | None, None]:
         if grad is None:
             return None, None
-        g, into, gain, heard, *circle = ctx.saved_tensors
+        g, *saved = ctx.saved_tensors
         if autodiff.wanted():
             return autodiff.by_definition(_definition, (g, ctx.oversampling), grad)
-        circle, of_g = _Circle(*circle), torch.empty_like(g)
-        reverse = circle.values(grad.flip(-1))  # (I-1, J-1, H, M/2 + 1)
-        of_heard = (reverse * into[:-1, None]).sum(0).mul_(gain)
-        of_into = torch.cat([-(reverse * heard).sum(1), (of_heard * heard).sum(0, keepdim=True)]).mul_(circle.mean)
-        of_g[:-1, :-1] = grad
-        of_g[:, -1] = circle.series(of_into).flip(-1)
-        of_g[-1, :-1] = circle.series(of_heard).neg_().flip(-1)
-        return of_g, None
+        return _gradient(grad, *saved), None
+
+
+def _closed(g: Tensor, oversampling: int) -> tuple[Tensor, ...]:
+    """The closed loop, and what its backward pass needs."""
+    circle = _circle(g, oversampling)
+    into = circle.values(g[:, -1]).mul_(circle.mean)
+    gain = (1 + into[-1]).reciprocal_()
+    heard = circle.values(g[-1, :-1]).mul_(gain)
+    return g[:-1, :-1] - circle.series(into[:-1, None] * heard), into, gain, heard, *circle
+
+
+def _gradient(grad: Tensor, into: Tensor, gain: Tensor, heard: Tensor, *circle: Tensor) -> Tensor:
+    """The transpose of a product with a causal series is the same product, of what is reversed in time."""
+    circle = _Circle(*circle)
+    of_g = grad.new_empty(len(grad) + 1, grad.shape[1] + 1, *grad.shape[2:])
+    reverse = circle.values(grad.flip(-1))  # (I-1, J-1, H, M/2 + 1)
+    of_heard = (reverse * into[:-1, None]).sum(0).mul_(gain)
+    of_into = torch.cat([-(reverse * heard).sum(1), (of_heard * heard).sum(0, keepdim=True)]).mul_(circle.mean)
+    of_g[:-1, :-1] = grad
+    of_g[:, -1] = circle.series(of_into).flip(-1)
+    of_g[-1, :-1] = circle.series(of_heard).neg_().flip(-1)
+    return of_g
+
+
+_operator = operators.operator(
+    "close_loop(Tensor g, int oversampling) -> Tensor",
+    lambda g, oversampling: _closed(g, oversampling)[0],
+    lambda g, oversampling: g.new_empty(len(g) - 1, g.shape[1] - 1, *g.shape[2:]),
+    heads=(2, None),
+    out_heads=(2,),
+)
+_gradient_operator = operators.operator(
+    "close_loop_gradient(Tensor grad, Tensor g, int oversampling) -> Tensor",
+    lambda grad, g, oversampling: _gradient(grad, *_closed(g, oversampling)[1:]),
+    lambda grad, g, oversampling: g.new_empty(g.shape),
+    heads=(2, 2, None),
+    out_heads=(2,),
+)
+operators.differentiate(_operator, _gradient_operator)
