@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from s4nd.conv.depthwise import depthwise_conv
 from s4nd.conv.fft import fft_along
 from s4nd.conv.kronecker import one_matrix
 from s4nd.conv.toeplitz import matrix_along, toeplitz_matrix
@@ -28,7 +29,9 @@ def definition(u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, along:
     Returns:
         (B, C, H, n_1, ..., n_D), contiguous.
     """
-    if along[0] == "kronecker":
+    if along[0] == "depthwise":
+        y = depthwise_conv(u, kernels)
+    elif along[0] == "kronecker":
         K = one_matrix(kernels).to(u.dtype)
         y = torch.einsum("bhs,chts->bcht", u.flatten(2), K).unflatten(-1, u.shape[2:])
     else:

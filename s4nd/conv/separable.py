@@ -48,9 +48,13 @@ def separable_conv(
 
             return conv(u, skip, kernels, algorithm)
         return OwnConv.apply(u, skip, algorithm, *kernels)
-    # A choice by size would bind an exported program to sizes like this one's.
-    algorithm = "toeplitz" if algorithm == "auto" and torch.compiler.is_exporting() else algorithm
-    return definition(u, kernels, skip, choose(len(u), u.shape[2:], algorithm))
+    if (
+        algorithm == "auto" and torch.compiler.is_exporting()
+    ):  # a choice by size would bind the program to sizes like this one
+        along = ["depthwise" if u.ndim <= 5 else "toeplitz"] * len(kernels)
+    else:
+        along = choose(u.shape[0], u.shape[2:], algorithm)
+    return definition(u, kernels, skip, along)
 
 
 def prepared_conv(

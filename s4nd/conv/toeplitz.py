@@ -9,14 +9,12 @@ from torch import Tensor
 
 
 def toeplitz_matrix(k: Tensor) -> Tensor:
-    """T[t, s] = k[t - s] of a kernel by lag: (..., 2n - 1) -> (..., n, n).
-
-    Built by views of n copies of k: rows of length 2n - 1 laid over a sequence of period 2n slip by one sample each.
-    The backward pass is then a sum over the copies, and no scatter.
-    """
+    """T[t, s] = k[t - s] of a kernel by lag: (..., 2n - 1) -> (..., n, n)."""
     n = (k.shape[-1] + 1) // 2
-    periodic = F.pad(k.flip(-1), (0, 1))[..., None, :].expand(*k.shape[:-1], n, 2 * n)
-    return periodic.flatten(-2)[..., : n * (2 * n - 1)].unflatten(-1, (n, 2 * n - 1))[..., n - 1 :]
+    if torch.compiler.is_compiling():  # a graph with an unfolding is bound to its size
+        t = torch.arange(n, device=k.device)
+        return k[..., t[:, None] - t + (n - 1)]
+    return k.unfold(-1, n, 1).flip(-1)
 
 
 def diagonal_sums(T: Tensor) -> Tensor:
