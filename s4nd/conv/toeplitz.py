@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s4nd.ops import autodiff
+
 
 def toeplitz_matrix(k: Tensor) -> Tensor:
     """T[t, s] = k[t - s] of a kernel by lag: (..., 2n - 1) -> (..., n, n)."""
     n = (k.shape[-1] + 1) // 2
-    if torch.compiler.is_compiling():  # a graph with an unfolding is bound to its size
+    # A graph with an unfolding is bound to its size, and vmap has no rule for its backward pass.
+    if torch.compiler.is_compiling() or autodiff.is_transformed():
         t = torch.arange(n, device=k.device)
         return k[..., t[:, None] - t + (n - 1)]
     return k.unfold(-1, n, 1).flip(-1)
