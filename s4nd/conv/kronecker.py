@@ -14,29 +14,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from s4nd.ops import autodiff
+from s4nd.conv.layout import like_output
+from s4nd.conv.toeplitz import diagonal_sums, toeplitz_matrix
 from s4nd.ops.blocks import head_blocks
-
-
-def kronecker_conv(u: Tensor, matrices: Sequence[Tensor], skip: Tensor | None = None) -> Tensor:
-    """y = sum_r (T_r^(1) x ... x T_r^(D)) u + skip u.
-
-    Args:
-        u: (B, H, n_1, ..., n_D).
-        matrices: D tensors (R, C, H, n_i, n_i).
-        skip: (C, H) or None.
-
-    Returns:
-        (B, C, H, n_1, ..., n_D).
-    """
-    blocks = not torch.compiler.is_compiling() and not torch.is_autocast_enabled(u.device.type)
-    return (_KroneckerConv.apply if blocks else definition)(u, skip, *matrices)
-
-
-def definition(u: Tensor, skip: Tensor | None, *matrices: Tensor) -> Tensor:
-    """The same with the matrices of all heads at once."""
-    y = torch.einsum("bhs,chts->bcht", u.flatten(2), reduce(kronecker, matrices).sum(0)).unflatten(-1, u.shape[2:])
-    return y if skip is None else torch.addcmul(y, skip.reshape(*skip.shape, *([1] * len(matrices))), u[:, None])
 
 
 def kronecker(A: Tensor, B: Tensor) -> Tensor:
@@ -44,55 +24,61 @@ def kronecker(A: Tensor, B: Tensor) -> Tensor:
     return (A[..., :, None, :, None] * B[..., None, :, None, :]).flatten(-4, -3).flatten(-2)
 
 
-class _KroneckerConv(torch.autograd.Function):
-    @staticmethod
-    def forward(u: Tensor, skip: Tensor | None, *matrices: Tensor) -> Tensor:
-        C = matrices[0].shape[1]
-        y = torch.empty_like(u)[:, None] if C == 1 else u.new_empty(len(u), C, *u.shape[1:])
-        for heads in _blocks(matrices):
-            K = one_matrix([T[:, :, heads] for T in matrices], None if skip is None else skip[:, heads])
+def one_matrix(kernels: Sequence[Tensor]) -> Tensor:
+    """sum_r T_r^(1) x ... x T_r^(D) of D kernels (R, C, H, 2n_i - 1): (C, H, n, n)."""
+    K = reduce(kronecker, [toeplitz_matrix(k) for k in kernels])
+    return K[0] if len(K) == 1 else K.sum(0)
+
+
+def forward(u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None) -> Tensor:
+    """y = K u + skip u, K the matrix of all axes.
+
+    Args:
+        u: (B, H, n_1, ..., n_D).
+        kernels: D tensors (R, C, H, 2n_i - 1).
+        skip: (C, H) or None.
+
+    Returns:
+        (B, C, H, n_1, ..., n_D).
+    """
+    C = kernels[0].shape[1]
+    y = like_output(u, C)
+    for heads in _blocks(kernels):
+        rows = _rows(u[:, heads])
+        for c, K in enumerate(_matrices(kernels, skip, heads)):
+            y[:, c, heads] = torch.bmm(rows, K.mT).transpose(0, 1).unflatten(-1, u.shape[2:])
+    return y
+
+
+def backward(
+    grad: Tensor, u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of u, skip and the kernels, given that of y; None where `needed` is false."""
+    of_u, of_skip, *of_k = needed
+    grad_u = torch.empty_like(u) if of_u else None
+    grad_skip = torch.empty_like(skip) if of_skip else None
+    grad_k = [torch.empty_like(k) for k in kernels]
+    for heads in _blocks(kernels):
+        grads = [_rows(grad[:, c, heads]) for c in range(grad.shape[1])]  # (h, B, n)
+        if of_u:
+            total = sum(torch.bmm(g, K) for g, K in zip(grads, _matrices(kernels, skip, heads), strict=True))
+            grad_u[:, heads] = total.transpose(0, 1).unflatten(-1, u.shape[2:])
+        if of_skip or any(of_k):
             rows = _rows(u[:, heads])
-            for c, K_c in enumerate(K):
-                y[:, c, heads] = torch.bmm(rows, K_c.mT).transpose(0, 1).unflatten(-1, u.shape[2:])
-        return y
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, skip, *matrices = ctx.saved_tensors
-        if autodiff.wanted():
-            return autodiff.by_definition(definition, (u, skip, *matrices), grad)
-        of_u, of_skip, *of_T = ctx.needs_input_grad
-        grad_u = torch.empty_like(u) if of_u else None
-        grad_skip = torch.empty_like(skip) if of_skip else None
-        grad_T = [torch.empty_like(T) for T in matrices]
-        for heads in _blocks(matrices):
-            parts = [T[:, :, heads] for T in matrices]
-            grads = [_rows(grad[:, c, heads]) for c in range(grad.shape[1])]  # (h, B, n)
-            if of_u:
-                K = one_matrix(parts, None if skip is None else skip[:, heads])
-                total = torch.bmm(grads[0], K[0])
-                for g, K_c in zip(grads[1:], K[1:], strict=True):
-                    total.baddbmm_(g, K_c)
-                grad_u[:, heads] = total.transpose(0, 1).unflatten(-1, u.shape[2:])
-            if of_skip or any(of_T):
-                rows = _rows(u[:, heads])
-                grad_K = torch.stack([torch.bmm(g.mT, rows) for g in grads])  # (C, h, n, n)
-                if of_skip:
-                    grad_skip[:, heads] = grad_K.diagonal(dim1=-2, dim2=-1).sum(-1)
-                for whole, part in zip(grad_T, _factor_grads(grad_K, parts), strict=True):
-                    whole[:, :, heads] = part
-        return grad_u, grad_skip, *(g if needed else None for g, needed in zip(grad_T, of_T, strict=True))
+            grad_K = torch.stack([torch.bmm(g.mT, rows) for g in grads])  # (C, h, n, n)
+            if of_skip:
+                grad_skip[:, heads] = grad_K.diagonal(dim1=-2, dim2=-1).sum(-1)
+            parts = _factor_grads(grad_K, [toeplitz_matrix(k[:, :, heads]) for k in kernels])
+            for whole, part in zip(grad_k, parts, strict=True):
+                whole[:, :, heads] = diagonal_sums(part)
+    return grad_u, grad_skip, *(k if wanted else None for k, wanted in zip(grad_k, of_k, strict=True))
 
 
-def _blocks(matrices: Sequence[Tensor]) -> Iterator[slice]:
+def _blocks(kernels: Sequence[Tensor]) -> Iterator[slice]:
     """Heads whose matrices fit the cache, and their gradients beside them."""
-    R, C, H, *_ = matrices[0].shape
-    n = math.prod(T.shape[-1] for T in matrices)
-    return head_blocks(H, 2 * R * C * n * n, matrices[0].device)
+    R, C, H, _ = kernels[0].shape
+    n = math.prod((k.shape[-1] + 1) // 2 for k in kernels)
+    return head_blocks(H, 2 * R * C * n * n, kernels[0].device)
 
 
 def _rows(u: Tensor) -> Tensor:
@@ -100,13 +86,11 @@ def _rows(u: Tensor) -> Tensor:
     return u.flatten(2).transpose(0, 1).contiguous()
 
 
-def one_matrix(matrices: Sequence[Tensor], skip: Tensor | None = None) -> Tensor:
-    """sum_r T_r^(1) x ... x T_r^(D) + skip: D tensors (R, C, h, n_i, n_i), (C, h) -> (C, h, n, n)."""
-    K = reduce(kronecker, matrices)
-    K = K.view(K.shape[1:]) if len(K) == 1 else K.sum(0)
+def _matrices(kernels: Sequence[Tensor], skip: Tensor | None, heads: slice) -> Tensor:
+    """The matrices of some heads with the skip on their diagonals: (C, h, n, n)."""
+    K = one_matrix([k[:, :, heads] for k in kernels])
     if skip is not None:
-        K = K.clone() if len(matrices) == 1 else K
-        K.diagonal(dim1=-2, dim2=-1).add_(skip[..., None])
+        K.diagonal(dim1=-2, dim2=-1).add_(skip[:, heads, None])
     return K
 
 

@@ -1,4 +1,4 @@
-"""N-D convolution with K = sum_r k_r^(1) x ... x k_r^(D), and the choice of the algorithm that computes it.
+"""N-D convolution with K = sum_r k_r^(1) x ... x k_r^(D).
 
 Nguyen et al., "S4ND: Modeling Images and Videos as Multidimensional Signals Using State Spaces", 2022, arXiv:2210.06583:
 the kernel is a (low-rank sum of) tensor products, so its convolution is a (sum of) products of 1-D convolutions.
@@ -6,29 +6,15 @@ the kernel is a (low-rank sum of) tensor products, so its convolution is a (sum 
 Shapes: B batch, H heads, R rank, C kernels per head, n_i samples along axis i.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from s4nd.conv.blocked import blocked_conv
-from s4nd.conv.fft import fft_conv
-from s4nd.conv.kronecker import kronecker_conv
-from s4nd.conv.toeplitz import matrix_along, toeplitz_matrix
-
-ALGORITHMS = ("toeplitz", "fft", "kronecker")
-
-# All limits were measured on two CPU cores, forward and backward. An axis of n samples takes the matrix product up to
-# SHORT_AXIS, and up to LONG_AXIS if enough rows (images times the other axes) share the n x n matrix, which costs as much to
-# build as n rows to multiply. With several axes the matrix products stay in the cache together, and n / 4 rows are enough.
-SHORT_AXIS, LONG_AXIS = 32, 256
-# Grids of at most ONE_MATRIX samples take one matrix for all axes if so many images share it.
-ONE_MATRIX, IMAGES_TO_BUILD = 64, 16
-# Multiplications for one image above which a CPU gains by taking blocks one by one: below, starting a product costs more than
-# the copies that it spares.
-BLOCK_WORK = 2**19
+from s4nd.conv.choice import ALGORITHMS, choose
+from s4nd.conv.definition import definition
+from s4nd.conv.own import OwnConv
+from s4nd.ops import autodiff
 
 
 def separable_conv(
@@ -44,63 +30,38 @@ def separable_conv(
             for each axis.
 
     Returns:
-        (B, C, H, n_1, ..., n_D).
+        (B, C, H, n_1, ..., n_D), in the dtype of u, or of autocast where that is on, as torch's convolutions.
     """
-    return _convolution(u, kernels, skip, algorithm)(u)
-
-
-def _convolution(u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, algorithm: str) -> partial[Tensor]:
-    """What computes the convolution, with its operands."""
     if len(kernels) != u.ndim - 2:
         raise ValueError(f"need a kernel per axis of u (B, H, *axes) = {tuple(u.shape)}, got {len(kernels)} kernels")
     if algorithm != "auto" and algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be auto or one of {sorted(ALGORITHMS)}, got {algorithm!r}")
-    if algorithm == "auto" and torch.compiler.is_exporting():
-        algorithm = "toeplitz"  # a choice by size would bind the exported program to sizes like this one's
-    if algorithm == "kronecker" or (algorithm == "auto" and _is_tiny(u) and len(u) >= IMAGES_TO_BUILD):
-        return partial(kronecker_conv, matrices=_matrices(kernels, u), skip=_cast(skip, u))
-    along = [_cheapest(u, axis) if algorithm == "auto" else algorithm for axis in range(2, u.ndim)]
-    if "fft" not in along and _in_blocks(u):
-        return partial(blocked_conv, matrices=_matrices(kernels, u), skip=_cast(skip, u))
-    steps = [
-        (matrix_along, *_matrices([k], u)) if name == "toeplitz" else (fft_conv, k)
-        for name, k in zip(along, kernels, strict=True)
-    ]
-    return partial(_axis_by_axis, steps=steps, skip=skip)
+    if _autocast(u):
+        with torch.autocast(u.device.type, enabled=False):
+            u = u.to(torch.get_autocast_dtype(u.device.type))
+            return separable_conv(u, kernels, skip, algorithm=algorithm)
+    if _has_own(u):
+        skip, kernels = None if skip is None else skip.to(u.dtype), [k.to(u.dtype) for k in kernels]
+        if torch.compiler.is_compiling():
+            from s4nd.conv.compiled import conv  # to define an operator takes time that others need not spend
+
+            return conv(u, skip, kernels, algorithm)
+        return OwnConv.apply(u, skip, algorithm, *kernels)
+    if algorithm == "auto" and torch.compiler.is_exporting():  # a choice by size would bind the program to such sizes
+        along = ["depthwise" if u.ndim <= 5 else "toeplitz"] * len(kernels)
+    else:
+        along = choose(u.shape[0], u.shape[2:], algorithm)
+    return definition(u, kernels, skip, along)
 
 
-def _axis_by_axis(u: Tensor, steps: Sequence[tuple[Callable, Tensor]], skip: Tensor | None) -> Tensor:
-    y = u[None, None]  # (R, C, B, H, *axes)
-    for axis in range(-1, -len(steps) - 1, -1):
-        convolve, operand = steps[axis]
-        y = convolve(y, operand, axis, summed=axis == -len(steps))
-    # The products may leave the heads first in memory, where every elementwise operation after them would be slow.
-    y = y.transpose(0, 1).contiguous()
-    if skip is None:
-        return y
-    return torch.addcmul(y, skip.reshape(*skip.shape, *([1] * len(steps))), u[:, None])
+def _autocast(u: Tensor) -> bool:
+    """Whether u is what autocast casts: it leaves float64 alone, and knows no meta device."""
+    device = u.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and u.dtype != torch.float64
 
 
-def _matrices(kernels: Sequence[Tensor], u: Tensor) -> list[Tensor]:
-    return [toeplitz_matrix(k).to(u.dtype) for k in kernels]
-
-
-def _cast(skip: Tensor | None, u: Tensor) -> Tensor | None:
-    return None if skip is None else skip.to(u.dtype)
-
-
-def _cheapest(u: Tensor, axis: int) -> str:
-    n = u.shape[axis]
-    rows = u.numel() // (u.shape[1] * n) * (1 if u.ndim == 3 else 4)
-    return "fft" if n > max(SHORT_AXIS, min(rows, LONG_AXIS)) else "toeplitz"
-
-
-def _is_tiny(u: Tensor) -> bool:
-    return u.ndim > 3 and math.prod(u.shape[2:]) <= ONE_MATRIX
-
-
-def _in_blocks(u: Tensor) -> bool:
-    """Whether all axes are taken within a block before the next: on a CPU, unless something else is to see the products."""
-    if u.ndim < 4 or u.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return False
-    return u[0].numel() * max(u.shape[2:]) > BLOCK_WORK
+def _has_own(u: Tensor) -> bool:
+    """Whether the forms made for CPUs compute it: full precision, and neither an export nor a transform of torch.func, which
+    are to see the operations inside."""
+    full = u.device.type == "cpu" and u.dtype in (torch.float32, torch.float64)
+    return full and not torch.compiler.is_exporting() and not autodiff.is_transformed()

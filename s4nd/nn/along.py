@@ -9,9 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s4nd.conv.depthwise import window
-from s4nd.conv.fft import fft_conv
-from s4nd.conv.toeplitz import toeplitz_matrix
 from s4nd.nn.pooling import average_pool
 
 
@@ -19,6 +16,27 @@ def order(ndim: int, source: int, destination: int) -> list[int]:
     """Of dimensions, for `permute`, as `movedim(source, destination)` has it, which the older ONNX exporter gets wrong."""
     dims = [i for i in range(ndim) if i != source]
     return [*dims[:destination], source, *dims[destination:]]
+
+
+def _window(k: Tensor, taps: int, pool: int = 1) -> Tensor:
+    """A kernel by lag as torch's convolution takes it, a cross-correlation, with an average pooling after it folded in:
+
+        y[m] = 1/p sum_(j<p) sum_s k[m p + j - s] u[s]   is a convolution of stride p, with `taps` - 1 zeros on either side
+
+    Args:
+        k: (..., 2n - 1), zero at lags of `taps` and more.
+        taps: at most n.
+        pool: p.
+
+    Returns:
+        (..., 2 taps + p - 2).
+    """
+    n = (k.shape[-1] + 1) // 2
+    near = k[..., n - taps : n + taps - 1]
+    if pool > 1:
+        padded = F.pad(near, (pool - 1, pool - 1)).flatten(0, -2)
+        near = F.avg_pool1d(padded, pool, stride=1).unflatten(0, near.shape[:-1])
+    return near.flip(-1).contiguous()
 
 
 class AxisConv(nn.Module):
@@ -47,7 +65,7 @@ class AxisConv(nn.Module):
         self.fold, self.unfold = order(D + 2, 1, self.folded + 1), order(D + 2, self.folded + 1, 1)
         after = [*sizes[:axis], sizes[axis] // pool, *sizes[axis + 1 :]]
         self.shape = [-1, *after[: self.folded], len(k), *after[self.folded :]]
-        weight = window(k, taps, pool)
+        weight = _window(k, taps, pool)
         self.register_buffer("weight", weight[:, None, None] if rows else weight[:, None, :, None])
 
     def forward(self, u: Tensor) -> Tensor:
@@ -59,38 +77,6 @@ class AxisConv(nn.Module):
 
     def extra_repr(self) -> str:
         return f"weight={list(self.weight.shape)}, stride={self.stride}, padding={self.padding}, groups={self.groups}"
-
-
-class AxisMatrix(nn.Module):
-    """A matrix per channel along one axis; arguments and shapes as of AxisConv."""
-
-    def __init__(self, k: Tensor, groups: int, sizes: list[int], axis: int, taps: int, pool: int):
-        super().__init__()
-        D = len(sizes)
-        # (B, groups, ...) -> (B, ..., groups, n), and (B, ..., G, m) -> (B, G, ...)
-        self.before = [0, *(i + 2 for i in range(D) if i != axis), 1, axis + 2]
-        self.after = [0, D, *range(1, axis + 1), D + 1, *range(axis + 1, D)]
-        T = average_pool(toeplitz_matrix(k), [pool, 1])
-        self.register_buffer("matrix", T.unflatten(0, [groups, -1]).contiguous())  # (groups, k, m, n)
-
-    def forward(self, u: Tensor) -> Tensor:
-        y = torch.einsum("b...hn,hkmn->b...hkm", u.permute(self.before), self.matrix.to(u.dtype))
-        return y.flatten(-3, -2).permute(self.after)
-
-
-class AxisFFT(nn.Module):
-    """A convolution along one axis by FFT; arguments and shapes as of AxisConv."""
-
-    def __init__(self, k: Tensor, groups: int, sizes: list[int], axis: int, taps: int, pool: int):
-        super().__init__()
-        self.axis, self.pool = axis - len(sizes), [pool] + [1] * (len(sizes) - axis - 1)
-        self.register_buffer(
-            "k", k.unflatten(0, [groups, -1]).transpose(0, 1)[None].contiguous()
-        )  # (1, k, groups, 2n - 1)
-
-    def forward(self, u: Tensor) -> Tensor:
-        y = fft_conv(u[None, None], self.k, self.axis, summed=True)  # (k, B, groups, ...)
-        return average_pool(y.movedim(0, 2).flatten(1, 2), self.pool)
 
 
 class AxisSpectrum(nn.Module):

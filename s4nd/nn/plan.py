@@ -3,8 +3,8 @@
     y[b, c, h, m] = sum_r sum_w T_r^(1)[m_1, w_1] ... T_r^(D)[m_D, w_D] u[b, h, w] + D[c, h] u[b, h, m]
 
 T^(i) is the Toeplitz matrix of axis i, with the average pooling after the layer, if there is one, folded in (P T). Axis by
-axis it is applied as a depthwise convolution, a product with the matrix, or between two Fourier transforms; on a CPU
-all axes may be taken together in blocks that stay in the cache.
+axis it is applied as a depthwise convolution or, where that has very many taps, between two Fourier transforms: this can be
+exported. In evaluation grids that are not small are computed as in training, from kernels that are kept.
 
 Shapes: B batch, H channels, C outputs per input channel (all outputs of the dense layer), R rank, n_i samples along axis i, m_i
 along axis i after pooling, G = H C R inner channels, in this order.
@@ -16,18 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from s4nd.conv.blocked import blocked_conv
-from s4nd.conv.toeplitz import toeplitz_matrix
-from s4nd.nn.along import AxisConv, AxisFFT, AxisMatrix, AxisSpectrum, order
+from s4nd.conv import separable_conv
+from s4nd.nn.along import AxisConv, AxisSpectrum, order
 from s4nd.nn.pooling import average_pool
 
-# All limits are of two CPU cores in float32. Multiplications per sample up to which convolutions of all axes win, one axis and
-# several: 8 x 384 x 14 x 14 takes 2.2 ms against 3.1 in blocks (one core), 8 x 192 x 28 x 28 7.9 against 5.8, a single axis of
-# 64 samples half of what an FFT takes and one of 196 2.6 times as much.
-CONVOLUTION_WORK = 88
-CONVOLUTION_WORK_1D = 192
-# Axes up to which blocks of matrix products are as quick as FFTs.
-BLOCK_AXIS = 256
+# Multiplications per sample up to which convolutions of all axes win on a CPU over what `separable_conv` takes, for several
+# axes and for one. On one core: 8 x 384 x 14 x 14 takes 2.2 ms against 3.1, 8 x 192 x 28 x 28 7.9 against 5.8; a single axis of
+# 64 samples takes half as long as by FFT, one of 196 2.6 times.
+CONVOLUTION_WORK = {"several axes": 88, "one axis": 192}
 # Taps up to which an axis is exported as a convolution; beyond, a matrix per channel would be large and a convolution slow
 # everywhere: two transforms that all channels share take its place.
 EXPORTED_TAPS = 257
@@ -132,21 +128,15 @@ def make_plan(kernels: Kernels, dtype: torch.dtype, *, exportable: bool) -> Plan
         dtype: of its buffers.
         exportable: only forms that can be scripted and exported; otherwise also those that are for the CPU at hand.
     """
-    along = [_form_along(kernels, axis, exportable) for axis in range(len(kernels.lags))]
-    if not exportable and AxisConv not in along and _in_blocks(kernels):
-        return Plan(kernels.size, Blocks(kernels, dtype))
+    if not exportable and not _prefers_convolutions(kernels):
+        return Plan(kernels.size, KeptKernels(kernels))
+    along = [AxisConv if not exportable or 2 * n - 1 <= EXPORTED_TAPS else AxisSpectrum for n in kernels.taps]
     return Plan(kernels.size, AxisByAxis(kernels, along, dtype))
 
 
-def _form_along(kernels: Kernels, axis: int, exportable: bool) -> type[nn.Module]:
-    taps, D = 2 * kernels.taps[axis] - 1, len(kernels.lags)
-    if exportable:
-        return AxisConv if taps <= EXPORTED_TAPS else AxisSpectrum
-    if kernels.lags[axis].device.type == "cpu":
-        return (
-            AxisConv if _convolution_work(kernels) <= (CONVOLUTION_WORK if D > 1 else CONVOLUTION_WORK_1D) else AxisFFT
-        )
-    return AxisMatrix if kernels.size[axis] <= BLOCK_AXIS else AxisFFT
+def _prefers_convolutions(kernels: Kernels) -> bool:
+    limit = CONVOLUTION_WORK["one axis" if len(kernels.lags) == 1 else "several axes"]
+    return kernels.lags[0].device.type == "cpu" and _convolution_work(kernels) <= limit
 
 
 def _convolution_work(kernels: Kernels) -> float:
@@ -158,24 +148,18 @@ def _convolution_work(kernels: Kernels) -> float:
     return work
 
 
-def _in_blocks(kernels: Kernels) -> bool:
-    return len(kernels.lags) > 1 and max(kernels.size) <= BLOCK_AXIS and kernels.lags[0].device.type == "cpu"
+class KeptKernels(nn.Module):
+    """All axes as in training, with kernels that are given: for the device at hand, which `separable_conv` knows."""
 
-
-class Blocks(nn.Module):
-    """All axes as matrix products within blocks that stay in a CPU's cache, see conv/blocked.py."""
-
-    def __init__(self, kernels: Kernels, dtype: torch.dtype):
+    def __init__(self, kernels: Kernels):
         super().__init__()
         self.pool, self.depthwise, self.ndim = list(kernels.pool), kernels.depthwise, len(kernels.lags)
         for axis, k in enumerate(kernels.lags):
-            self.register_buffer(f"T{axis}", toeplitz_matrix(k).to(dtype).contiguous())
-        self.register_buffer("skip", None if kernels.skip is None else kernels.skip.to(dtype))
+            self.register_buffer(f"lags{axis}", k)
+        self.register_buffer("skip", None if kernels.skip is None else kernels.skip.detach().clone())
 
     def forward(self, u: Tensor) -> Tensor:
-        matrices = [getattr(self, f"T{axis}").to(u.dtype) for axis in range(self.ndim)]
-        with torch.autocast(u.device.type, enabled=False):
-            y = blocked_conv(u, matrices, None if self.skip is None else self.skip.to(u.dtype))
+        y = separable_conv(u, [getattr(self, f"lags{axis}") for axis in range(self.ndim)], self.skip)
         return average_pool(y.flatten(1, 2) if self.depthwise else y.sum(2), self.pool)
 
 

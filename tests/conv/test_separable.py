@@ -4,13 +4,15 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s4nd.conv import ALGORITHMS, lags, separable, separable_conv
+from s4nd.conv import ALGORITHMS, lags, own, separable_conv
+from s4nd.conv.definition import definition
 from s4nd.conv.dense import dense_conv
-from s4nd.conv.fft import fast_length, fft_conv
-from s4nd.conv.toeplitz import matrix_along, toeplitz_matrix
+from s4nd.conv.fft import fast_length, fft_along
+from s4nd.conv.toeplitz import diagonal_sums, matrix_along, toeplitz_matrix
 from s4nd.ops import blocks
 
 F64 = torch.float64
@@ -55,7 +57,7 @@ def toeplitz_conv(u, k, axis):
     return matrix_along(u, toeplitz_matrix(k), axis)
 
 
-@pytest.mark.parametrize("along", [toeplitz_conv, fft_conv])
+@pytest.mark.parametrize("along", [toeplitz_conv, fft_along])
 @pytest.mark.parametrize("axis", [-1, -2])
 @pytest.mark.parametrize("lead", [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_gradients_along_one_axis_with_broadcast_rank_and_copies(along, axis, lead):
@@ -77,30 +79,33 @@ def test_gradients_of_lags(align):
 
 @pytest.mark.parametrize("skipped", [True, False])
 @pytest.mark.parametrize(("rank", "copies"), [(1, 1), (2, 2)])
-@pytest.mark.parametrize("sizes", [(4, 3), (2, 3, 4), (2, 1, 3, 2)])
-def test_products_image_by_image_equal_dense_with_gradients_of_both_orders(monkeypatch, sizes, rank, copies, skipped):
-    """Large images take this way on a CPU; here all do."""
-    monkeypatch.setattr(separable, "BLOCK_WORK", 0)
+@pytest.mark.parametrize(
+    "along", [("toeplitz", "toeplitz", "toeplitz"), ("fft", "toeplitz", "fft"), ("kronecker",) * 3]
+)
+def test_own_passes_equal_dense_with_gradients_of_both_orders(monkeypatch, along, rank, copies, skipped):
+    """In float64 on a CPU; with each algorithm along each kind of axis, the first, the last and one between."""
+    monkeypatch.setattr(own, "choose", lambda *_: list(along))
     torch.manual_seed(0)
-    u = torch.randn(2, 3, *sizes, dtype=F64, requires_grad=True)
-    kernels = [torch.randn(rank, copies, 3, 2 * n - 1, dtype=F64, requires_grad=True) for n in sizes]
+    u = torch.randn(2, 3, 2, 3, 4, dtype=F64, requires_grad=True)
+    kernels = [torch.randn(rank, copies, 3, 2 * n - 1, dtype=F64, requires_grad=True) for n in u.shape[2:]]
     skip = torch.randn(copies, 3, dtype=F64, requires_grad=True) if skipped else None
     expected = dense_conv(u, kernels)
     if skipped:
-        expected = expected + skip.reshape(copies, 3, *[1] * len(sizes)) * u[:, None]
-    got = separable_conv(u, kernels, skip, algorithm="toeplitz")
+        expected = expected + skip.reshape(copies, 3, 1, 1, 1) * u[:, None]
+    got = separable_conv(u, kernels, skip)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 * expected.detach().abs().max())
     probe = torch.randn_like(expected)
     leaves = [u, *kernels, *([skip] if skipped else [])]
+    once = torch.autograd.grad((got * probe).sum(), leaves, retain_graph=True)
     first, exact = (torch.autograd.grad((y * probe).sum(), leaves, create_graph=True) for y in (got, expected))
     second, exact2 = (torch.autograd.grad(sum(g.square().sum() for g in gs), leaves) for gs in (first, exact))
-    for g, e in zip((*first, *second), (*exact, *exact2), strict=True):
+    for g, e in zip((*once, *first, *second), (*exact, *exact, *exact2), strict=True):
         torch.testing.assert_close(g, e, rtol=0, atol=1e-12 * e.detach().abs().max())
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("frozen", ["signal", "kernels", "skip"])
-def test_products_image_by_image_leave_out_what_needs_no_gradient(monkeypatch, frozen):
-    monkeypatch.setattr(separable, "BLOCK_WORK", 0)
+def test_what_needs_no_gradient_gets_none(frozen, algorithm):
     torch.manual_seed(0)
     u, skip = torch.randn(2, 3, 4, 5, dtype=F64), torch.randn(1, 3, dtype=F64)
     kernels = [torch.randn(1, 1, 3, 2 * n - 1, dtype=F64) for n in (4, 5)]
@@ -108,33 +113,70 @@ def test_products_image_by_image_leave_out_what_needs_no_gradient(monkeypatch, f
     for name, tensors in leaves.items():
         for x in tensors:
             x.requires_grad_(name != frozen)
-    separable_conv(u, kernels, skip).square().sum().backward()
-    exact = separable_conv(u, kernels, skip, algorithm="fft").square().sum()
+    separable_conv(u, kernels, skip, algorithm=algorithm).square().sum().backward()
+    exact = definition(u, kernels, skip, ["fft", "fft"]).square().sum()
     wanted = [x for tensors in leaves.values() for x in tensors if x.requires_grad]
     for x, e in zip(wanted, torch.autograd.grad(exact, wanted), strict=True):
         torch.testing.assert_close(x.grad, e, rtol=0, atol=1e-12 * e.abs().max())
     assert all(x.grad is None for x in leaves[frozen])
 
 
-@pytest.mark.parametrize("work", [0, 2**60])
-def test_channels_last_input_gives_the_same(monkeypatch, work):
-    monkeypatch.setattr(separable, "BLOCK_WORK", work)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_channels_last_input_gives_the_same_and_keeps_its_layout(algorithm):
     torch.manual_seed(0)
     plain, k = torch.randn(2, 3, 6, 5, dtype=F64), [torch.randn(1, 1, 3, 2 * n - 1, dtype=F64) for n in (6, 5)]
     expected, grads = None, []
     for layout in (torch.contiguous_format, torch.channels_last):
         u = plain.to(memory_format=layout).requires_grad_()
-        y = separable_conv(u, k, torch.ones(1, 3, dtype=F64))
+        y = separable_conv(u, k, torch.ones(1, 3, dtype=F64), algorithm=algorithm)
+        assert y[:, 0].is_contiguous(memory_format=layout)
         expected = y.detach() if expected is None else expected
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-13 * expected.abs().max())
         grads.append(torch.autograd.grad(y.square().sum(), u)[0])
     torch.testing.assert_close(*grads, rtol=0, atol=1e-13 * grads[0].abs().max())
 
 
-def test_images_one_by_one_keep_the_memory_layout():
-    u = torch.randn(2, 64, 40, 40).to(memory_format=torch.channels_last)
-    k = [torch.randn(1, 1, 64, 79) for _ in range(2)]
-    assert separable_conv(u, k)[:, 0].is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+@pytest.mark.parametrize("sizes", [(5,), (3, 4), (2, 3, 2)])
+def test_no_image_gives_an_empty_result_and_zero_gradients(sizes, algorithm, dtype):
+    """As torch's convolutions."""
+    u, skip = torch.randn(0, 3, *sizes, dtype=dtype, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    kernels = [torch.randn(1, 2, 3, 2 * n - 1, requires_grad=True) for n in sizes]
+    y = separable_conv(u, kernels, skip, algorithm=algorithm)
+    assert y.shape == (0, 2, 3, *sizes)
+    assert y.dtype == dtype
+    y.sum().backward()
+    assert u.grad.shape == u.shape
+    assert all(x.grad.count_nonzero() == 0 for x in (*kernels, skip))
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+def test_meta_device_gives_the_shape(algorithm, batch):
+    u, skip = torch.empty(batch, 3, 4, 5, device="meta"), torch.empty(2, 3, device="meta")
+    kernels = [torch.empty(1, 2, 3, 2 * n - 1, device="meta") for n in (4, 5)]
+    y = separable_conv(u, kernels, skip, algorithm=algorithm)
+    assert (y.shape, y.device.type) == ((batch, 2, 3, 4, 5), "meta")
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+@pytest.mark.parametrize("sizes", [(5,), (3, 4), (2, 3, 2)])
+def test_output_has_the_dtype_that_torchs_convolution_has_and_gradients_that_of_the_leaf(sizes, algorithm, dtype, low):
+    u, skip = torch.randn(2, 3, *sizes, dtype=dtype, requires_grad=True), torch.randn(1, 3, requires_grad=True)
+    kernels = [torch.randn(1, 1, 3, 2 * n - 1, requires_grad=True) for n in sizes]
+    for autocast in (False, True):
+        with torch.autocast("cpu", dtype=low, enabled=autocast):
+            y = separable_conv(u, kernels, skip, algorithm=algorithm)
+            if autocast and dtype != torch.float64:  # which torch's would refuse, its weights being float32
+                conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(sizes)]
+                assert y.dtype == conv(u, torch.ones(3, 1, *[1] * len(sizes)), groups=3).dtype == low
+            else:
+                assert y.dtype == dtype
+        grads = torch.autograd.grad(y.sum(), [u, skip, *kernels])
+        assert [g.dtype for g in grads] == [dtype] + [torch.float32] * (1 + len(kernels))
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -142,6 +184,13 @@ def test_toeplitz_matrix_holds_lag_t_minus_s(n):
     k = torch.arange(2.0 * n - 1) - (n - 1)  # the tap of a lag is the lag
     t = torch.arange(float(n))
     assert torch.equal(toeplitz_matrix(k), t[:, None] - t)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_diagonal_sums_are_the_transpose_of_the_toeplitz_matrix(n):
+    k, T = torch.randn(3, 2 * n - 1, dtype=F64, requires_grad=True), torch.randn(3, n, n, dtype=F64)
+    (expected,) = torch.autograd.grad(toeplitz_matrix(k), k, T)
+    torch.testing.assert_close(diagonal_sums(T), expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("align", ["edge", "centre"])
@@ -189,7 +238,6 @@ def test_unknown_algorithm_and_wrong_number_of_kernels_are_refused():
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("sizes", [(5, 4), (2, 3, 4)])
 def test_a_block_for_each_head_gives_what_one_block_gives(monkeypatch, algorithm, sizes):
-    monkeypatch.setattr(separable, "BLOCK_WORK", 0)
     torch.manual_seed(0)
     u, skip = torch.randn(2, 5, *sizes, dtype=F64), torch.randn(2, 5, dtype=F64)
     leaves = [u, skip, *(torch.randn(2, 2, 5, 2 * n - 1, dtype=F64) for n in sizes)]

@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call
 
 from s4nd import S4ND
-from s4nd.conv import ALGORITHMS, separable
+from s4nd.conv import ALGORITHMS
 
 F64 = torch.float64
 
@@ -23,13 +23,10 @@ def layer_and_input(kernel: str, sizes: tuple[int, ...], d_state: int = 4, **opt
     return call, leaves
 
 
-@pytest.fixture(params=[*ALGORITHMS, "image by image"])
-def algorithm(request, monkeypatch) -> str:
-    """Every way to compute the convolution; the last is that of large images on a CPU, here taken by small ones."""
-    if request.param != "image by image":
-        return request.param
-    monkeypatch.setattr(separable, "BLOCK_WORK", 0)
-    return "auto"
+@pytest.fixture(params=ALGORITHMS)
+def algorithm(request) -> str:
+    """Every way to compute the convolution."""
+    return request.param
 
 
 @pytest.mark.parametrize("align", ["edge", "centre"])

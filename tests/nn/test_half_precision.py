@@ -28,7 +28,7 @@ def plain(layer: S4ND, u: Tensor) -> Tensor:
     K = outer_product([layer.kernel_lags(axis, n).double() for axis, n in enumerate(u.shape[2:])])[0].to(u.dtype)
     K = K[:, None].flip(*range(2, 2 + layer.ndim))  # torch's convolutions are correlations
     y = CONV[layer.ndim](u, K, padding=[n - 1 for n in u.shape[2:]], groups=H)
-    return y + layer.D.reshape(H, *[1] * layer.ndim) * u
+    return (y + layer.D.reshape(H, *[1] * layer.ndim) * u).to(y.dtype)
 
 
 @torch.no_grad()

@@ -57,22 +57,21 @@ def test_fused_layer_equals_layer(name, kernel):
         assert_close(layer.fuse(size)(u), layer(u).detach(), scale)
 
 
-@pytest.mark.parametrize("form", ["AxisConv", "AxisMatrix", "AxisSpectrum", "AxisFFT", "Blocks", "chosen"])
+@pytest.mark.parametrize("form", ["AxisConv", "AxisSpectrum", "KeptKernels", "chosen"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_form_of_a_plan_equals_the_layer_in_training(name, form, monkeypatch):
-    """With whole kernels and with windows; in evaluation, where the forms for the CPU at hand are taken."""
-    if form == "Blocks":
-        monkeypatch.setattr(plan, "CONVOLUTION_WORK", 0)
-    elif form != "chosen":
-        monkeypatch.setattr(plan, "_form_along", lambda *_: getattr(plan, form))
-        monkeypatch.setattr(plan, "_in_blocks", lambda *_: False)
+    """With whole kernels and with windows."""
+    if form != "chosen":
+        monkeypatch.setattr(plan, "EXPORTED_TAPS", 0 if form == "AxisSpectrum" else 1000)
+        monkeypatch.setattr(plan, "_prefers_convolutions", lambda _: form == "AxisConv")
     for window in (None, 3):
         layer, u, size = make(name, F64, base_size=5, bandlimit=0.8, l_max=window)
         expected = copy.deepcopy(layer).train()(u).detach()
         with torch.no_grad():
             assert_close(layer(u), expected)
-        if form != "Blocks":
-            assert_close(layer.fuse(size)(u), expected)
+        assert_close(layer.fuse(size)(u), expected)
+        if form.startswith("Axis"):
+            assert form in {type(m).__name__ for m in layer.fuse(size).modules()}
 
 
 def test_fused_layer_holds_buffers_only():

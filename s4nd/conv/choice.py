@@ -1,0 +1,31 @@
+"""Which algorithm computes a convolution: all limits between them, in one place.
+
+They were measured on two CPU cores in float32, forward and backward; `tools/bench_layer.py --only stages` measures them again.
+"""
+
+import math
+from collections.abc import Sequence
+
+ALGORITHMS = ("toeplitz", "fft", "kronecker")
+
+# An axis of n samples takes the matrix product up to SHORT_AXIS, and up to LONG_AXIS if enough rows (images times the other
+# axes) share the n x n matrix, which costs as much to build as n rows to multiply. With several axes the matrix products stay
+# in the cache together, and n / 4 rows are enough.
+SHORT_AXIS, LONG_AXIS = 32, 256
+# Grids of at most ONE_MATRIX samples take one matrix for all axes if at least IMAGES images share it.
+ONE_MATRIX, IMAGES = 64, 16
+
+
+def choose(images: int, size: Sequence[int], algorithm: str) -> list[str]:
+    """The algorithm of each axis of a grid of this size; "kronecker" is of all axes or of none."""
+    if algorithm in ("toeplitz", "kronecker"):
+        return [algorithm] * len(size)
+    if images == 0:  # of which there is no FFT
+        return ["toeplitz"] * len(size)
+    if algorithm == "fft":
+        return ["fft"] * len(size)
+    samples = math.prod(size)
+    if len(size) > 1 and samples <= ONE_MATRIX and images >= IMAGES:
+        return ["kronecker"] * len(size)
+    rows = [images * samples // n * (1 if len(size) == 1 else 4) for n in size]
+    return ["fft" if n > max(SHORT_AXIS, min(r, LONG_AXIS)) else "toeplitz" for n, r in zip(size, rows, strict=True)]
