@@ -19,8 +19,9 @@ def average_pool(u: Tensor, pool: list[int]) -> Tensor:
     Returns:
         (..., n_1 // p_1, ..., n_D // p_D).
     """
-    if torch.compiler.is_exporting() and u.ndim - 2 == len(pool) <= 3:  # slices and their reshaping would bind the size
-        return u if max(pool) == 1 else POOLINGS[len(pool)](u, pool)
+    if not torch.jit.is_scripting():  # which does not know what follows
+        if torch.compiler.is_exporting() and u.ndim - 2 == len(pool) <= 3:  # slices would bind the size
+            return u if max(pool) == 1 else POOLINGS[len(pool)](u, pool)
     for i, p in enumerate(pool):
         axis = i - len(pool)
         if p > 1:
