@@ -15,6 +15,7 @@ from s4nd.conv.choice import ALGORITHMS, choose
 from s4nd.conv.definition import definition
 from s4nd.conv.own import OwnConv
 from s4nd.ops import autodiff
+from s4nd.ops.precision import autocast_dtype, without_autocast
 
 
 def separable_conv(
@@ -36,10 +37,10 @@ def separable_conv(
         raise ValueError(f"need a kernel per axis of u (B, H, *axes) = {tuple(u.shape)}, got {len(kernels)} kernels")
     if algorithm != "auto" and algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be auto or one of {sorted(ALGORITHMS)}, got {algorithm!r}")
-    if _autocast(u):
-        with torch.autocast(u.device.type, enabled=False):
-            u = u.to(torch.get_autocast_dtype(u.device.type))
-            return separable_conv(u, kernels, skip, algorithm=algorithm)
+    device = u.device.type
+    if u.dtype != torch.float64 and (dtype := autocast_dtype(device)):  # which leaves float64 alone
+        with without_autocast(device):
+            return separable_conv(u.to(dtype), kernels, skip, algorithm=algorithm)
     if _has_own(u):
         skip, kernels = None if skip is None else skip.to(u.dtype), [k.to(u.dtype) for k in kernels]
         if torch.compiler.is_compiling():
@@ -52,12 +53,6 @@ def separable_conv(
     else:
         along = choose(u.shape[0], u.shape[2:], algorithm)
     return definition(u, kernels, skip, along)
-
-
-def _autocast(u: Tensor) -> bool:
-    """Whether u is what autocast casts: it leaves float64 alone, and knows no meta device."""
-    device = u.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and u.dtype != torch.float64
 
 
 def _has_own(u: Tensor) -> bool:

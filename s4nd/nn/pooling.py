@@ -19,7 +19,7 @@ def average_pool(u: Tensor, pool: list[int]) -> Tensor:
     Returns:
         (..., n_1 // p_1, ..., n_D // p_D).
     """
-    if not torch.jit.is_scripting():  # which does not know what follows
+    if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript leaves out what it does not know in this form alone
         if torch.compiler.is_exporting() and u.ndim - 2 == len(pool) <= 3:  # slices would bind the size
             return u if max(pool) == 1 else POOLINGS[len(pool)](u, pool)
     for i, p in enumerate(pool):

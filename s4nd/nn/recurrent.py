@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from s4nd.conv import separable_conv
 from s4nd.nn.pooling import average_pool
+from s4nd.ops.precision import autocast_dtype, without_autocast
 from s4nd.ssm.stepping import Step
 
 
@@ -22,11 +23,12 @@ def step(layer: nn.Module, u: Tensor, state: Tensor | None, n: int | None) -> tu
     x = recurrence.zero_state(u) if state is None else state
     if x.shape != (*u.shape, recurrence.N):
         raise ValueError(f"step needs a state (*u.shape, N) = {(*u.shape, recurrence.N)}, got {tuple(x.shape)}")
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u.device.type):
         y, x = recurrence(u, x)  # (B, R C, H, *axes)
     y = _convolve_rest(layer, axis, y.to(u.dtype))
     if layer.D is not None:
-        y = torch.addcmul(y, layer.D.reshape(*layer.D.shape, *([1] * (u.ndim - 2))), u[:, None])
+        D = layer.D.reshape(*layer.D.shape, *([1] * (u.ndim - 2)))
+        y = torch.addcmul(y, D.to(y.dtype), u[:, None].to(y.dtype))
     return average_pool(layer._outputs(y), [p for i, p in enumerate(layer.pool) if i != axis]), x
 
 
@@ -45,8 +47,8 @@ def _convolve_rest(layer: nn.Module, axis: int, y: Tensor) -> Tensor:
         others = [i for i in range(layer.ndim) if i != axis]
         kernels = [layer.kernel_lags(i, n).flatten(0, 2)[None, None] for i, n in zip(others, sizes, strict=True)]
         y = separable_conv(y.flatten(1, 2), kernels, algorithm=layer.algorithm).reshape(y.shape)
-    elif torch.is_autocast_enabled(y.device.type):  # the full pass rounds here too
-        y = y.to(torch.get_autocast_dtype(y.device.type))
+    elif y.dtype != torch.float64:  # the full pass rounds here too
+        y = y.to(autocast_dtype(y.device.type) or y.dtype)
     return y.unflatten(1, (layer.rank, -1)).sum(1)
 
 

@@ -26,6 +26,7 @@ from s4nd.nn.pooling import average_pool
 from s4nd.nn.recurrent import step
 from s4nd.nn.sampling import Sampling, per_axis, positive
 from s4nd.ops import BACKENDS, autodiff
+from s4nd.ops.precision import autocast_dtype, without_autocast
 
 NOT_SCRIPTABLE = (
     "S4ND cannot be scripted or traced, since its kernels follow the grid; fuse it at one grid first: "
@@ -241,10 +242,12 @@ class S4ND(nn.Module):
     def _evaluate(self, u: Tensor, size: tuple[int, ...]) -> Tensor:
         """By the plan of this grid; in the memory layout of u."""
         device = u.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else u.dtype
+        dtype = (
+            u.dtype if u.dtype == torch.float64 else autocast_dtype(device) or u.dtype
+        )  # autocast leaves float64 alone
         self.kept.latest = size
         plan = self.kept_or_computed(("plan", size, dtype), lambda: self._plan(size, dtype, exportable=False))
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             y = plan(u.to(dtype))
         return y.contiguous() if u.is_contiguous() else y
 

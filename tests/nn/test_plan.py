@@ -167,7 +167,7 @@ def test_scripted_and_exported_layers_can_be_saved():
     torch.export.save(torch.export.export(fused, (u,)), exported)
     script.seek(0), exported.seek(0)
     assert torch.equal(torch.jit.load(script)(u), fused(u))
-    assert torch.equal(torch.export.load(exported).module()(u), fused(u))
+    assert_close(torch.export.load(exported).module()(u), fused(u), 1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning")
@@ -191,6 +191,8 @@ def test_onnx_gives_the_same_for_any_batch(name, exporter, tmp_path):
     assert_close(torch.from_numpy(y), fused(v), 1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning")
 def test_layer_that_is_not_fused_says_why_it_cannot_be_scripted_or_traced():
     layer, u, _ = make()
     for module in (layer, torch.nn.Sequential(layer)):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from s4nd.nn.optim_settings import Settings
+from s4nd.ops.precision import without_autocast
 from s4nd.ssm.stepping import Step
 
 SSM_LR = 1e-3
@@ -167,7 +168,7 @@ class SSMKernel(nn.Module):
     ) -> Tensor:
         """`forward` of the parameters p."""
         # Autocast would take the matrix products below to half precision, which cannot hold the kernel's phases.
-        with torch.autocast(p["C"].device.type, enabled=False):
+        with without_autocast(p["C"].device.type):
             return self._kernel(p, self._limited_C(p, bandlimit, rate), L, rate, align)
 
     def recurrence(
@@ -180,7 +181,7 @@ class SSMKernel(nn.Module):
         if n is None and self.needs_length:
             raise ValueError(f"{type(self).__name__} depends on the axis's length: its recurrence needs n, got None")
         p = self.values()
-        with torch.autocast(p["C"].device.type, enabled=False):
+        with without_autocast(p["C"].device.type):
             return self._recurrence(p, self._limited_C(p, bandlimit, rate), n, rate, align)
 
     def _limited_C(self, p: Values, bandlimit: float | None, rate: float) -> Tensor:
