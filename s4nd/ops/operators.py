@@ -44,7 +44,7 @@ def operator(signature: str, function: Callable, like: Callable, heads: Axes, ou
     torch.library.impl(name, DEVICES, contiguous)
     torch.library.register_fake(name, like)
     torch.library.register_vmap(name, over_batch)
-    made = getattr(torch.ops.s4nd, name.removeprefix("s4nd::")).default
+    made = getattr(torch.ops.s4nd, signature.partition("(")[0]).default
     return made
 
 

@@ -41,8 +41,6 @@ def div(x: Tensor, y: Tensor) -> Tensor:
 
 def exp(x: Tensor) -> Tensor:
     """e^x."""
-    if complex_views(x):
-        return _Exp.apply(x)
     re, im = x.unbind(-1)
     return torch.exp(re)[..., None] * pair(torch.cos(im), torch.sin(im))
 
@@ -58,26 +56,6 @@ def expm1_parts(re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
     sin = torch.sin(half)
     along = 2 * (minus_1 + 1) * sin
     return minus_1 - along * sin, along * torch.cos(half)
-
-
-class _Exp(torch.autograd.Function):
-    """e^x with the backward pass grad conj(e^x): autograd's of the real form makes ten passes."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        re, im = (part.contiguous() for part in x.unbind(-1))  # exp, cos and sin are slow on every other number
-        size = torch.exp(re)
-        return torch.view_as_real(torch.complex(size * torch.cos(im), size * torch.sin(im)))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return mul(grad, conj(ctx.saved_tensors[0]))
 
 
 def complex_views(x: Tensor) -> bool:

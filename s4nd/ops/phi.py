@@ -6,16 +6,11 @@ Complex tensors are real pairs (..., 2).
 import torch
 from torch import Tensor
 
-from s4nd.ops import autodiff, pairs
+from s4nd.ops import pairs
 
 
 def phi1(x: Tensor) -> Tensor:
-    """(..., 2) -> (..., 2), with all digits where x is small, and so in the gradient."""
-    return _Phi1.apply(x)[0] if pairs.complex_views(x) else definition(x)
-
-
-def definition(x: Tensor) -> Tensor:
-    """Near 0, where the quotient has no digits left in its derivative, the series up to x^3."""
+    """(..., 2) -> (..., 2). Near 0, where the quotient has no digits left in its derivative, the series up to x^3."""
     small = _is_small(x.square().sum(-1, keepdim=True))
     safe = torch.where(small, torch.ones_like(x), x)
     x2 = pairs.mul(x, x)
@@ -36,30 +31,6 @@ def value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
     slope = minus_1.sub_(phi).add_(1).mul_(inverse)
     series = (x / 30).add_(1 / 8).mul_(x).add_(1 / 3).mul_(x).add_(1 / 2)
     return phi, torch.where(small, series, slope)
-
-
-class _Phi1(torch.autograd.Function):
-    """The derivative comes with the value: autograd would take each pass of it twice."""
-
-    @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        phi, slope = value_and_slope(pairs.view(x))
-        return torch.view_as_real(phi), slope
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, output[1])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor | None, _) -> Tensor | None:
-        if grad is None:
-            return None
-        x, slope = ctx.saved_tensors
-        if autodiff.wanted():
-            return autodiff.by_definition(definition, (x,), grad)[0]
-        return torch.view_as_real(pairs.view(grad) * slope.conj())
 
 
 def _is_small(square: Tensor) -> Tensor:
