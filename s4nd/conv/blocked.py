@@ -37,7 +37,7 @@ def forward(u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, along: Se
     (R, C), D = kernels[0].shape[:2], len(kernels)
     y = like_output(u, C)
     for heads, (x, total, *inner) in _blocks(u, D + 1):
-        x.copy_(_to_block(u[:, heads]))
+        _read(u[:, heads], x, total)
         for c in range(C):
             if skip is not None:
                 torch.mul(x, _factors(skip[c, heads], x), out=total)
@@ -63,9 +63,9 @@ def backward(
     grad_skip = torch.empty_like(skip) if of_skip else None
     grad_k = [torch.empty_like(k) if wanted else None for k, wanted in zip(kernels, of_k, strict=True)]
     for heads, (x, g, total, spare, *inner) in _blocks(u, D + 4):
-        x.copy_(_to_block(u[:, heads]))
+        _read(u[:, heads], x, spare)
         for c in range(C):
-            g.copy_(_to_block(grad[:, c, heads]))
+            _read(grad[:, c, heads], g, spare)
             if of_skip:
                 grad_skip[c, heads] = torch.mul(g, x, out=spare).flatten(1).sum(1)
             if of_u and skip is not None:
@@ -98,6 +98,18 @@ def _blocks(u: Tensor, buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
 
 def _to_block(u: Tensor) -> Tensor:
     return u.movedim(0, -2)
+
+
+def _read(u: Tensor, x: Tensor, spare: Tensor) -> None:
+    """Copy (B, h, n_1, ..., n_D) to a block x; `spare` is a block that may be overwritten."""
+    if (
+        u.stride(1) == 1
+    ):  # heads last in memory: in the order of a block first, then a plain transposition, twice as fast as one step
+        heads_last = spare.view(-1).view(*x.shape[1:], len(x))
+        heads_last.copy_(_to_block(u).movedim(0, -1))
+        x.view(len(x), -1).copy_(heads_last.view(-1, len(x)).t())
+    else:
+        x.copy_(_to_block(u))
 
 
 def _from_block(x: Tensor) -> Tensor:

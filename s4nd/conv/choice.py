@@ -12,8 +12,10 @@ ALGORITHMS = ("toeplitz", "fft", "kronecker")
 # axes) share the n x n matrix, which costs as much to build as n rows to multiply. With several axes the matrix products stay
 # in the cache together, and n / 4 rows are enough.
 SHORT_AXIS, LONG_AXIS = 32, 256
-# Grids of at most ONE_MATRIX samples take one matrix for all axes if at least IMAGES images share it.
-ONE_MATRIX, IMAGES = 64, 16
+# Grids of at most ONE_MATRIX samples take one matrix for all axes if IMAGES times as many images share it.
+ONE_MATRIX, IMAGES = 64, 2
+# Rows of at most so many samples are a bad shape for the result of a GEMM: its transpose and a copy take half the time.
+NARROW = 12
 
 
 def choose(images: int, size: Sequence[int], algorithm: str) -> list[str]:
@@ -25,7 +27,7 @@ def choose(images: int, size: Sequence[int], algorithm: str) -> list[str]:
     if algorithm == "fft":
         return ["fft"] * len(size)
     samples = math.prod(size)
-    if len(size) > 1 and samples <= ONE_MATRIX and images >= IMAGES:
+    if len(size) > 1 and samples <= ONE_MATRIX and images >= IMAGES * samples:
         return ["kronecker"] * len(size)
     rows = [images * samples // n * (1 if len(size) == 1 else 4) for n in size]
     return ["fft" if n > max(SHORT_AXIS, min(r, LONG_AXIS)) else "toeplitz" for n, r in zip(size, rows, strict=True)]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s4nd.conv.choice import NARROW
 from s4nd.ops import autodiff
 
 
@@ -69,13 +70,14 @@ class Toeplitz:
 
 
 def _apply(T: Tensor, x: Tensor, axis: int, out: Tensor, add: bool) -> Tensor:
-    if not _is_last(x, axis) and axis > 0:
+    last = _is_last(x, axis)
+    if last and x.shape[-1] <= NARROW:
+        y = torch.bmm(T, _rows(x).mT).mT.unflatten(1, x.shape[1:-1])
+        return out.add_(y) if add else out.copy_(y)
+    if axis > 0 and not last:
         y = torch.bmm(T, _columns(x, axis)).view(x.movedim(axis + 1, 1).shape).movedim(1, axis + 1)
         return out.add_(y) if add else out.copy_(y)
-    if axis == 0 and x.ndim > 3:
-        target, pair = _columns(out, 0), (T, _columns(x, 0))
-    else:
-        target, pair = _rows(out), (_rows(x), T.mT)
+    target, pair = (_rows(out), (_rows(x), T.mT)) if last else (_columns(out, 0), (T, _columns(x, 0)))
     if add:
         target.baddbmm_(*pair)
     else:
