@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from s4nd import frozen
+
 from .model import to_input
 
 
@@ -41,16 +43,19 @@ def evaluate(
     """
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=device)
-    for images, labels in batches:
-        labels = labels.to(device, non_blocking=True)
-        if images.ndim == 4:
-            logits = model(to_input(images, model, device)).float()
-        else:
-            parts = [model(to_input(clips, model, device)).float() for clips in images.split(at_once)]
-            logits = torch.cat(parts).log_softmax(-1).logsumexp(0, keepdim=True) - math.log(len(images))  # their mean
-        correct = (logits.argmax(-1) == labels).sum()
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        totals += torch.stack([correct.double(), loss.double(), torch.tensor(len(labels), device=device).double()])
+    with frozen(model):
+        for images, labels in batches:
+            labels = labels.to(device, non_blocking=True)
+            if images.ndim == 4:
+                logits = model(to_input(images, model, device)).float()
+            else:
+                parts = [model(to_input(clips, model, device)).float() for clips in images.split(at_once)]
+                logits = torch.cat(parts).log_softmax(-1).logsumexp(0, keepdim=True) - math.log(
+                    len(images)
+                )  # their mean
+            correct = (logits.argmax(-1) == labels).sum()
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            totals += torch.stack([correct.double(), loss.double(), torch.tensor(len(labels), device=device).double()])
     correct, loss, count = sum_over_processes(totals).tolist()
     if not count:
         raise ValueError("there is no image to evaluate on")

@@ -1,6 +1,6 @@
 """A trained model at one image size as a file that runs without this library: ONNX, or torch.export's .pt2.
 
-Every S4ND layer becomes plain matrix products (s4nd/nn/deploy.py); the batch stays free. The file holds, as metadata, what a
+Every S4ND layer becomes plain convolutions (s4nd/nn/plan.py); the batch stays free. The file holds, as metadata, what a
 caller must know to use it: the names of the classes, the size, and mean and std of the input.
 """
 
@@ -61,8 +61,10 @@ def export_model(
         "std": model.pretrained_cfg["std"],
     }
     about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-    with torch.no_grad():  # fused at the size of the run above; traced with another batch than the check's
-        program = torch.export.export(reparameterize_model(model), (images[:2],), dynamic_shapes=({0: Dim("batch")},))
+    fused = reparameterize_model(model)
+    with torch.no_grad():
+        fused(images)  # its plans take this size; it is traced with another batch than the check's
+        program = torch.export.export(fused, (images[:2],), dynamic_shapes=({0: Dim("batch")},))
     if out.suffix == ".onnx":
         _write_onnx(program, out, about, opset)
         found = _onnx_logits(out, images) if find_spec("onnxruntime") else None

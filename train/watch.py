@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s4nd import frozen
 from s4nd.models import Stream, stream
 from s4nd.models.convnext3d import TEMPORAL_PATCH
 
@@ -59,7 +60,8 @@ def watch(
     videos = ListedVideos(video.parent, meta.classes, [video.name], [0])
     view = Clips(videos, config.stages[meta.stage].size, sampling, train=False)
     watcher = Watcher(run, view, lambda seconds, p: show(seconds, _likeliest(p, meta.classes, top)), every)
-    read_frames(video, watcher.pick, watcher.render, side=view.size)
+    with frozen(model):
+        read_frames(video, watcher.pick, watcher.render, side=view.size)
     watcher.finish()
 
 

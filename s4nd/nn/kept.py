@@ -6,7 +6,9 @@ equal. On a CPU that is a comparison of some kilobytes. Where it would wait for 
 promises that the weights stay: `frozen`.
 """
 
+import itertools
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,6 +20,14 @@ from s4nd.nn.kernels import SSMKernel
 
 # Kept values of a layer: a grid or two, each in a few precisions, or those of recurrent mode.
 ENTRIES = 8
+
+_numbers = itertools.count()
+_layers: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+
+
+def layer_of_number(number: int) -> nn.Module:
+    """The layer that a `Kept` of this number belongs to."""
+    return _layers[number]
 
 
 class Numbers(NamedTuple):
@@ -42,12 +52,18 @@ class Kept:
 
     Attributes:
         latest: the grid of the last evaluation, for want of a better one where a layer is fused without being told a size.
+        number: names the layer for compiled code, see compiled.py.
     """
 
     def __init__(self, latest: tuple[int, ...] | None = None):
         self.latest = latest
+        self.number = torch.tensor(next(_numbers), device="cpu")
         self._made: tuple[Numbers | None, dict[Hashable, Any]] = None, {}  # replaced as a whole: readers need no lock
         self._frozen, self._lock = 0, threading.Lock()
+
+    def belong_to(self, layer: nn.Module) -> None:
+        """Of a new layer, or of a copy of one."""
+        _layers[int(self.number)] = layer
 
     def get_or_compute(self, key: Hashable, numbers: Callable[[], Numbers | None], compute: Callable[[], Any]) -> Any:
         """The value of `key` if it was made from the present numbers, else what `compute` returns now.

@@ -143,6 +143,7 @@ class S4ND(nn.Module):
         if self.D is not None and not self.D.is_meta:
             nn.init.normal_(self.D)
         self.kept = Kept()
+        self.kept.belong_to(self)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, e.g. after construction on the meta device and `to_empty`."""
@@ -230,6 +231,12 @@ class S4ND(nn.Module):
         if not u.is_floating_point():
             raise ValueError(f"S4ND needs a floating-point u, got {u.dtype}")
         _check_windows(u.shape[2:], self.pool)
+        if self._is_compiled_evaluation(u):
+            from s4nd.nn.compiled import evaluate  # to define an operator takes time that others need not spend
+
+            outputs = self.channels * (self.out_channels or self.d_model)
+            shape = [u.shape[0], outputs, *(n // p for n, p in zip(u.shape[2:], self.pool, strict=True))]
+            return evaluate(self._rounded(u), list(self.parameters()), self.kept.number, shape)
         size = tuple(u.shape[2:])
         if not self._is_still() or self.algorithm != "auto":
             y = separable_conv(u, self.all_kernel_lags(size), self.D, algorithm=self.algorithm)
@@ -237,18 +244,23 @@ class S4ND(nn.Module):
         if torch.is_grad_enabled() and u.requires_grad:  # the forms of plans are slow backwards
             kernels = [self.kernel_lags(axis, n) for axis, n in enumerate(size)]
             return average_pool(self._outputs(separable_conv(u, kernels, self.D)), self.pool)
-        return self._evaluate(u, size)
+        return self.evaluate(self._rounded(u))
 
-    def _evaluate(self, u: Tensor, size: tuple[int, ...]) -> Tensor:
-        """By the plan of this grid; in the memory layout of u."""
-        device = u.device.type
-        dtype = (
-            u.dtype if u.dtype == torch.float64 else autocast_dtype(device) or u.dtype
-        )  # autocast leaves float64 alone
+    def _is_compiled_evaluation(self, u: Tensor) -> bool:
+        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and u.device.type == "cpu"
+        return compiled and self.algorithm == "auto" and not (self.training or torch.is_grad_enabled())
+
+    def _rounded(self, u: Tensor) -> Tensor:
+        """u in autocast's dtype, which leaves float64 alone."""
+        return u if u.dtype == torch.float64 else u.to(autocast_dtype(u.device.type) or u.dtype)
+
+    def evaluate(self, u: Tensor) -> Tensor:
+        """`forward` without gradients by the plan of u's grid, in the dtype and the memory layout of u."""
+        size, dtype = tuple(u.shape[2:]), u.dtype
         self.kept.latest = size
-        plan = self.kept_or_computed(("plan", size, dtype), lambda: self._plan(size, dtype, exportable=False))
-        with without_autocast(device):
-            y = plan(u.to(dtype))
+        with without_autocast(u.device.type):
+            plan = self.kept_or_computed(("plan", size, dtype), lambda: self._plan(size, dtype, exportable=False))
+            y = plan(u)
         return y.contiguous() if u.is_contiguous() else y
 
     def _plan(self, size: Sequence[int], dtype: torch.dtype, *, exportable: bool) -> Plan:
@@ -330,6 +342,10 @@ class S4ND(nn.Module):
                 stacklevel=2,
             )
             _last_load = missing_keys
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.kept.belong_to(self)
 
     def train(self, mode: bool = True) -> "S4ND":
         self.kept.clear()

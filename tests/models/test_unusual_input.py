@@ -12,15 +12,9 @@ from s4nd import S4ND
 from tests.models.test_registered import NAMES, family, images, knows_its_size, sizes, small
 
 SIZED = [name for name in NAMES if knows_its_size(name)]
-AS_LAYERS = [
-    pytest.param(name, marks=pytest.mark.xfail(reason="S4ND layers refuse it still", strict=False))
-    if name.startswith("s4nd")
-    else name
-    for name in NAMES
-]
 
 
-@pytest.mark.parametrize("name", AS_LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_empty_batch_gives_empty_logits_and_gradients(name):
     model, x = small(name).eval(), torch.empty(0, 3, *sizes(name)[0])
     with torch.no_grad():
@@ -37,7 +31,7 @@ def test_a_fused_model_takes_an_empty_batch(name):
         assert reparameterize_model(model)(torch.empty(0, 3, *sizes(name)[0])).shape == (0, 5)
 
 
-@pytest.mark.parametrize("name", AS_LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_meta_device_gives_shapes(name):
     with torch.device("meta"):
         model = small(name)
