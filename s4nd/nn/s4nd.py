@@ -273,6 +273,7 @@ class S4ND(nn.Module):
         made_of = Kernels(kernels, skip, taps, self.pool, depthwise=self.out_channels is None)
         return make_plan(made_of, dtype, exportable=exportable)
 
+    @torch.inference_mode(False)  # the buffers of a plan outlive it
     @torch.no_grad()
     def plan(self, size: int | Sequence[int]) -> Plan:
         """The layer at one grid as plain convolutions and products, for inference and export; see nn/plan.py.

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import timm
+import timm.utils.onnx
 import torch
 from timm.models import create_feature_extractor
 from timm.utils import reparameterize_model
@@ -132,6 +133,16 @@ def test_onnx_gives_the_same_logits_for_any_batch(key, exporter, tmp_path):
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["y"], {"x": v.numpy()})
     assert_close(torch.from_numpy(logits), model(v).detach())
+
+
+@pytest.mark.parametrize("use_dynamo", [False, True])
+def test_timms_onnx_export_takes_a_reparameterized_model_at_a_size_it_was_not_trained_at(use_dynamo, tmp_path):
+    """As its onnx_export.py --reparam --img-size does; it compares ONNX Runtime's logits with the model's itself."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    model = reparameterize_model(small("convnext, all s4nd"))  # trained at 64
+    options = dict(input_size=(3, 96, 72), batch_size=2, use_dynamo=use_dynamo, check_forward=True)
+    timm.utils.onnx.onnx_export(model, str(tmp_path / "model.onnx"), **options)
 
 
 @EVERY

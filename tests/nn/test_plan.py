@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from s4nd import S4ND
 from s4nd.nn import plan
@@ -281,6 +282,29 @@ def test_whole_layer_compiles_with_its_gradients(kernel, training):
     found = results(compiled, layer, u)
     for actual, expected in zip(found, results(layer, layer, u), strict=True):
         assert_close(actual, expected, 1e-5)
+
+
+def test_compiled_evaluation_keeps_its_kernels_follows_the_weights_and_is_compiled_once_for_all_sizes():
+    torch.compiler.reset()
+    layer, _, _ = make("2 axes, pooled", kernel="s4")
+    graphs, kernels = CompileCounterWithBackend("aot_eager"), []
+    kernel_class, compute = type(layer.kernels[0]), type(layer.kernels[0])._kernel
+    compiled = torch.compile(layer, fullgraph=True, backend=graphs, dynamic=True)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_class, "_kernel", lambda *args: kernels.append(1) or compute(*args))
+        for size in ((9, 13), (8, 6), (20, 21)):
+            u = torch.randn(2, 3, *size)
+            y = compiled(u)
+            computed = len(kernels)
+            assert torch.equal(compiled(u), y) and len(kernels) == computed
+            assert_close(y, copy.deepcopy(layer).train()(u), 1e-5)
+        layer.kernels[0].C.data.mul_(2)
+        assert_close(compiled(u), copy.deepcopy(layer).train()(u), 1e-5)
+    assert graphs.frame_count == 1
+    others = {name: 0.5 * p.detach() for name, p in layer.named_parameters()}
+    with torch.no_grad():  # with other parameters than its own
+        found = torch.compile(lambda u: torch.func.functional_call(layer, others, (u,)), backend="aot_eager")(u)
+        assert_close(found, torch.func.functional_call(layer, others, (u,)), 1e-5)
 
 
 @pytest.mark.slow
