@@ -9,9 +9,8 @@ Nguyen et al., "S4ND: Modeling Images and Videos as Multidimensional Signals Usi
 Shapes: B batch, H channels (d_model), C output channels per input channel, R rank, n_i samples along axis i.
 """
 
-import warnings
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from s4nd.nn.kernels.side_by_side import alike, side_by_side
 from s4nd.nn.plan import Kernels, Plan, make_plan
 from s4nd.nn.pooling import average_pool
 from s4nd.nn.recurrent import step
-from s4nd.nn.sampling import Sampling, per_axis, positive
+from s4nd.nn.sampling import SampledModule, Sampling, per_axis, positive
 from s4nd.ops import BACKENDS, autodiff
 from s4nd.ops.precision import autocast_dtype, without_autocast
 
@@ -32,19 +31,9 @@ NOT_SCRIPTABLE = (
     "S4ND cannot be scripted or traced, since its kernels follow the grid; fuse it at one grid first: "
     "timm.utils.reparameterize_model(model) or layer.fuse(size)"
 )
-_last_load: list | None = None  # the list of missing keys of the last load that was warned about
 
 
-def _of_sampling(name: str) -> property:
-    """An attribute of the layer's sampling as one of the layer's own; setting it makes another sampling."""
-
-    def set_it(layer: "S4ND", value: Any) -> None:
-        layer.sampling = replace(layer.sampling, **{name: value})
-
-    return property(lambda layer: getattr(layer.sampling, name), set_it)
-
-
-class S4ND(nn.Module):
+class S4ND(SampledModule):
     """(B, H, n_1, ..., n_D) -> (B, H * channels, n_1, ..., n_D), for any sizes n_i; with pooling n_i // pool_i.
 
     Arguments marked * are one value or one per axis.
@@ -151,16 +140,6 @@ class S4ND(nn.Module):
             kernel.reset_parameters()
         if self.D is not None:
             nn.init.normal_(self.D)
-
-    base_size, l_max, bandlimit, align = map(_of_sampling, ("base_size", "l_max", "bandlimit", "align"))
-
-    def rate(self, axis: int, n: int) -> float:
-        """Step of a grid of n samples along the axis, in steps of the trained grid."""
-        return self.sampling.rate(axis, n)
-
-    def taps(self, axis: int, n: int) -> int:
-        """Samples that a one-sided kernel spans on an axis of n: all n, unless l_max ends it before."""
-        return self.sampling.taps(axis, n)
 
     def kernel_lags(self, axis: int, n: int) -> Tensor:
         """The 1-D kernels of an axis of n samples, by lag: (R, C, H, 2n - 1), C the outputs per input channel.
@@ -292,7 +271,8 @@ class S4ND(nn.Module):
         if size is not None:
             return self.plan(size)
         grid = self.kept.latest or self.base_size
-        return Plan.completed_by_input(self, None if None in grid else grid)
+        # A copy: a fused layer does not follow this one.
+        return Plan.completed_by_input(copy.deepcopy(self), None if None in grid else grid)
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError(NOT_SCRIPTABLE)
@@ -318,31 +298,6 @@ class S4ND(nn.Module):
         if self.out_channels is None:
             return y.flatten(1, 2)
         return y.sum(2).unflatten(1, (self.out_channels, self.channels)).transpose(1, 2).flatten(1, 2)
-
-    def get_extra_state(self) -> Tensor:
-        """The sampling, which belongs to the weights; in a state dict under `_extra_state`."""
-        return self.sampling.to_tensor()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        sampling = Sampling.from_tensor(state)
-        if sampling.ndim != self.ndim:
-            raise ValueError(f"the sampling of a layer with {self.ndim} axes is needed, got one of {sampling.ndim}")
-        self.sampling = sampling
-
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *args) -> None:
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
-        name = f"{prefix}_extra_state"
-        if name in state_dict or not any(key.startswith(prefix) for key in state_dict):
-            return
-        global _last_load
-        missing_keys[:] = [key for key in missing_keys if key != name]
-        if _last_load is not missing_keys:  # one list a load, one warning
-            warnings.warn(
-                f"the state dict has weights of S4ND layers without their sampling ({name}, and so on), as older versions "
-                f"wrote them: they are taken to be trained as this model was built, here {self.sampling}",
-                stacklevel=2,
-            )
-            _last_load = missing_keys
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)

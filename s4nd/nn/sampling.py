@@ -6,13 +6,14 @@ would compute something else without a word, so the sampling travels in the stat
 
 import operator
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s4nd.ssm.align import ALIGNMENTS, check_align
 
@@ -97,6 +98,60 @@ class Sampling:
             raise ValueError(f"a sampling of version {version}, this version of s4nd reads {VERSION}")
         base, window = ([n or None for n in part] for part in (sizes[:ndim], sizes[ndim:]))
         return cls(ndim, base, window, bandlimit or None, ALIGNMENTS[alignment])
+
+
+_last_load: list | None = None  # the list of missing keys of the last load that was warned about
+
+
+def _of_sampling(name: str) -> property:
+    """An attribute of the sampling as one of the module's own; setting it makes another sampling."""
+
+    def set_it(module: "SampledModule", value: Any) -> None:
+        module.sampling = replace(module.sampling, **{name: value})
+
+    return property(lambda module: getattr(module.sampling, name), set_it)
+
+
+class SampledModule(nn.Module):
+    """A module with a `sampling`, which is part of its state dict under `_extra_state`: loading sets it."""
+
+    sampling: Sampling
+    base_size, l_max, bandlimit, align = map(_of_sampling, ("base_size", "l_max", "bandlimit", "align"))
+
+    def rate(self, axis: int, n: int) -> float:
+        """Step of a grid of n samples along the axis, in steps of the trained grid."""
+        return self.sampling.rate(axis, n)
+
+    def taps(self, axis: int, n: int) -> int:
+        """Samples that a one-sided kernel spans on an axis of n: all n, unless l_max ends it before."""
+        return self.sampling.taps(axis, n)
+
+    def get_extra_state(self) -> Tensor:
+        """The sampling as a tensor."""
+        return self.sampling.to_tensor()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the sampling of a state dict; ValueError if it is damaged or of another number of axes."""
+        sampling = Sampling.from_tensor(state)
+        if sampling.ndim != self.sampling.ndim:
+            needed = self.sampling.ndim
+            raise ValueError(f"the sampling of a layer with {needed} axes is needed, got one of {sampling.ndim}")
+        self.sampling = sampling
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
+        name = f"{prefix}_extra_state"
+        if name in state_dict or not any(key.startswith(prefix) for key in state_dict):
+            return
+        global _last_load
+        missing_keys[:] = [key for key in missing_keys if key != name]
+        if _last_load is not missing_keys:  # one list a load, one warning
+            warnings.warn(
+                f"the state dict has weights of S4ND layers without their sampling ({name}, and so on), as older versions "
+                f"wrote them: they are taken to be trained as this model was built, here {self.sampling}",
+                stacklevel=2,
+            )
+            _last_load = missing_keys
 
 
 def per_axis(name: str, value: Any, ndim: int) -> tuple:
