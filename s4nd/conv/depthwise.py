@@ -25,4 +25,6 @@ def depthwise_conv(u: Tensor, kernels: Sequence[Tensor]) -> Tensor:
         n = u.shape[i + 2]
         y = F.pad(y, [0, 0] * (D - 1 - i) + [n - 1, n - 1])  # as `padding` of the convolution it would bound n
         y, groups = CONVOLUTIONS[D](y, weight.to(u.dtype), groups=groups), H * R * C
+    if R * C == 1:
+        return y[:, None]
     return y.unflatten(1, (H, R, C)).sum(2).transpose(1, 2)
