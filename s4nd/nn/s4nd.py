@@ -192,8 +192,13 @@ class S4ND(SampledModule):
         return n == m and same and alike(self.kernels[i], self.kernels[j])
 
     def _compute_lags(self, axis: int, n: int) -> Tensor:
-        k = self.kernels[axis](self.taps(axis, n), self.rate(axis, n), bandlimit=self.bandlimit, align=self.align)
-        return self._to_lags(k, axis, n)
+        rate, window, settings = self.rate(axis, n), self.l_max[axis], dict(bandlimit=self.bandlimit, align=self.align)
+        if window is None or not torch.compiler.is_exporting():
+            return self._to_lags(self.kernels[axis](self.taps(axis, n), rate, **settings), axis, n)
+        # A length that follows from rounding would bind the program to sizes like the example's.
+        taps = torch.full((), window / rate, device=self.kernels[axis].C.device).round().clamp(min=1)
+        k = self.kernels[axis](n, rate, **settings)
+        return self._to_lags(k * (torch.arange(n, device=k.device) < taps), axis, n)
 
     def _to_lags(self, k: Tensor, axis: int, n: int) -> Tensor:
         """From the kernels of an axis (copies, H, taps)."""
@@ -296,7 +301,7 @@ class S4ND(SampledModule):
     def _outputs(self, y: Tensor) -> Tensor:
         """(B, C, H, *axes) -> (B, H * channels, *axes), or the sum over H (B, O * channels, *axes) of the dense layer."""
         if self.out_channels is None:
-            return y.flatten(1, 2)
+            return y[:, 0] if self.channels == 1 else y.flatten(1, 2)
         return y.sum(2).unflatten(1, (self.out_channels, self.channels)).transpose(1, 2).flatten(1, 2)
 
     def __setstate__(self, state: dict) -> None:

@@ -17,5 +17,5 @@ def vandermonde(w: Tensor, x: Tensor, L: int, *, centre: bool = False, backend: 
     if backend == "keops":
         from s4nd.ops._keops import vandermonde_keops
 
-        return centred(vandermonde_keops(w, x, 2 * L - 1)) if centre else vandermonde_keops(w, x, L)
+        return centred(vandermonde_keops(w, x, 2 * L)) if centre else vandermonde_keops(w, x, L)
     raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")

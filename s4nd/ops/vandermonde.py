@@ -12,6 +12,7 @@ Shapes: J responses per head, H heads, N poles (one of each conjugate pair), L l
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from s4nd.ops import autodiff, operators, pairs
@@ -31,7 +32,7 @@ def vandermonde_definition(w: Tensor, x: Tensor, L: int, centre: bool = False) -
         (J, H, L) real.
     """
     if centre:
-        return centred(vandermonde_definition(w, x, 2 * L - 1))
+        return centred(vandermonde_definition(w, x, 2 * L))
     l = torch.arange(L, dtype=x.dtype, device=x.device)  # noqa: E741
     powers = pairs.exp(l[:, None, None] * x[:, None]).to(w.dtype).flatten(2)  # (H, L, 2N)
     weights = 2 * pairs.conj(w).transpose(0, 1).flatten(2)  # (H, J, 2N)
@@ -39,8 +40,11 @@ def vandermonde_definition(w: Tensor, x: Tensor, L: int, centre: bool = False) -
 
 
 def centred(fine: Tensor) -> Tensor:
-    """From samples of half a step, (..., 2L-1), those of a step, (..., L): k[0] = fine[0], k[l] = fine[2l-1] + fine[2l]."""
-    return torch.cat([fine[..., :1], fine[..., 1::2] + fine[..., 2::2]], dim=-1)
+    """From samples of half a step, (..., 2L), the last one unused, those of a step, (..., L): k[0] = fine[0],
+    k[l] = fine[2l-1] + fine[2l]."""
+    # No slices of odd lengths, and no concatenation: they would bind an exported program to sizes like the example's.
+    halves = F.pad(fine, (1, -1)).unflatten(-1, (fine.shape[-1] // 2, 2))
+    return halves[..., 0] + halves[..., 1]
 
 
 def vandermonde_torch(w: Tensor, x: Tensor, L: int, centre: bool = False) -> Tensor:

@@ -52,7 +52,7 @@ def dplr_kernel(
     """
     check_align(align)
     if align == "centre":
-        return centred(dplr_kernel(dt / 2, Lambda, P, B, C, 2 * L - 1, tol=tol, backend=backend))
+        return centred(dplr_kernel(dt / 2, Lambda, P, B, C, 2 * L, tol=tol, backend=backend))
     log_a, gain = bilinear(dt[:, None], Lambda)
     rows = torch.cat([C, pairs.conj(P)])  # (C+R, H, N, 2)
     columns = pairs.mul(torch.cat([B[None], P]), gain.to(B.dtype))  # (1+R, H, N, 2)
