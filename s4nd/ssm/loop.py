@@ -45,28 +45,27 @@ class _Circle(NamedTuple):
 
     shrink: Tensor
     mean: Tensor
+    M: int
 
     def values(self, g: Tensor) -> Tensor:
-        return torch.fft.rfft(g * self.shrink, n=2 * len(self.mean) - 2)
+        return torch.fft.rfft(g * self.shrink, n=self.M)
 
     def series(self, values: Tensor) -> Tensor:
-        return torch.fft.irfft(values, n=2 * len(self.mean) - 2)[..., : len(self.shrink)] / self.shrink
+        return torch.fft.irfft(values, n=self.M)[..., : self.shrink.shape[0]] / self.shrink
 
 
-def _circle(like: Tensor, oversampling: int) -> _Circle:
-    """c L nodes or a few more, because a multiple of four transforms faster."""
+def _circle(like: Tensor, M: int) -> _Circle:
     L = like.shape[-1]
-    M = (oversampling * L + 3) // 4 * 4
     log_rho = math.log(torch.finfo(like.dtype).eps) / (L + M)
-    steps = torch.arange(max(L, M // 2 + 1), dtype=like.dtype, device=like.device)
-    angle = steps[: M // 2 + 1] * (-2 * math.pi / M)
-    half_rho = 0.5 * math.exp(log_rho)
+    where = dict(dtype=like.dtype, device=like.device)
+    angle = torch.arange(M // 2 + 1, **where) * (-2 * math.pi / M)
+    half_rho = 0.5 * torch.exp(torch.full_like(angle, log_rho))
     mean = torch.complex(0.5 + half_rho * torch.cos(angle), half_rho * torch.sin(angle))
-    return _Circle(torch.exp(log_rho * steps[:L]), mean)
+    return _Circle(torch.exp(log_rho * torch.arange(L, **where)), mean, M)
 
 
 def _definition(g: Tensor, oversampling: int) -> Tensor:
-    circle = _circle(g, oversampling)
+    circle = _circle(g, oversampling * g.shape[-1])
     into = circle.values(g[:, -1]) * circle.mean  # (I, H, M/2 + 1)
     heard = circle.values(g[-1, :-1]) / (1 + into[-1])  # (J-1, H, M/2 + 1)
     return g[:-1, :-1] - circle.series(into[:-1, None] * heard)
@@ -96,16 +95,16 @@ class _CloseLoop(torch.autograd.Function):
 
 def _closed(g: Tensor, oversampling: int) -> tuple[Tensor, ...]:
     """The closed loop, and what its backward pass needs."""
-    circle = _circle(g, oversampling)
+    circle = _circle(g, -(-oversampling * g.shape[-1] // 4) * 4)  # a multiple of four transforms faster
     into = circle.values(g[:, -1]).mul_(circle.mean)
     gain = (1 + into[-1]).reciprocal_()
     heard = circle.values(g[-1, :-1]).mul_(gain)
-    return g[:-1, :-1] - circle.series(into[:-1, None] * heard), into, gain, heard, *circle
+    return g[:-1, :-1] - circle.series(into[:-1, None] * heard), into, gain, heard, circle.shrink, circle.mean
 
 
-def _gradient(grad: Tensor, into: Tensor, gain: Tensor, heard: Tensor, *circle: Tensor) -> Tensor:
+def _gradient(grad: Tensor, into: Tensor, gain: Tensor, heard: Tensor, shrink: Tensor, mean: Tensor) -> Tensor:
     """The transpose of a product with a causal series is the same product, of what is reversed in time."""
-    circle = _Circle(*circle)
+    circle = _Circle(shrink, mean, 2 * (mean.shape[0] - 1))
     of_g = grad.new_empty(len(grad) + 1, grad.shape[1] + 1, *grad.shape[2:])
     reverse = circle.values(grad.flip(-1))  # (I-1, J-1, H, M/2 + 1)
     of_heard = (reverse * into[:-1, None]).sum(0).mul_(gain)
