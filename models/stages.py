@@ -8,9 +8,10 @@ from itertools import count, pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.models import ConvNeXt
 from timm.models._input import update_model_input_size
-from torch import nn
+from torch import Tensor, nn
 
 from s4nd import S4ND, set_base_size
 
@@ -53,10 +54,22 @@ def stage_grids(img_size: tuple[int, int], patch_size: int = 4, stem_type: str =
     return found
 
 
+class ChannelsGLU(nn.Module):
+    """A gated linear unit over the channels. An exported program gets its result channels-last, as the blocks after it have theirs: their
+    sum of two memory layouts would bind the program to sizes like the example's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.glu(x, 1)
+        if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript leaves out what it does not know in this form alone
+            if torch.compiler.is_exporting() and y.ndim == 4:
+                return y.clone(memory_format=torch.channels_last)
+        return y
+
+
 def pointwise_glu(in_chs: int, out_chs: int, ndim: int, **dd: Any) -> tuple[nn.Module, nn.Module]:
     """A linear map of the channels and a gated linear unit, (B, in_chs, ...) -> (B, out_chs, ...)."""
     conv = nn.Conv2d if ndim == 2 else nn.Conv3d
-    return conv(in_chs, 2 * out_chs, 1, **dd), nn.GLU(dim=1)
+    return conv(in_chs, 2 * out_chs, 1, **dd), ChannelsGLU()
 
 
 def put_layers(stages: nn.Module, grids: Sequence[Grid], downsample: str, **layer: Any) -> None:

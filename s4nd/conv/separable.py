@@ -50,6 +50,7 @@ def separable_conv(
         return OwnConv.apply(u, skip, algorithm, *kernels)
     if algorithm == "auto" and torch.compiler.is_exporting():  # a choice by size would bind the program to such sizes
         along = ["depthwise" if u.ndim <= 5 else "toeplitz"] * len(kernels)
+        u = u.clone(memory_format=torch.contiguous_format)  # so would a comparison of different layouts
     else:
         along = choose(u.shape[0], u.shape[2:], algorithm)
     return definition(u, kernels, skip, along)

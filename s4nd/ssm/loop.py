@@ -41,33 +41,37 @@ def close_loop(g: Tensor, tol: float) -> Tensor:
 
 
 class _Circle(NamedTuple):
-    """Power series of L samples by their values at M nodes w: shrink (L,) is rho^l, mean (M/2 + 1,) is (1 + w) / 2."""
+    """Power series of L samples by their values at M nodes w: shrink (L,) is rho^l, mean (M/2 + 1,) is (1 + w) / 2;
+    the other nodes are their conjugates, if not the `whole` circle is there."""
 
     shrink: Tensor
     mean: Tensor
     M: int
+    whole: bool = False
 
     def values(self, g: Tensor) -> Tensor:
-        return torch.fft.rfft(g * self.shrink, n=self.M)
+        return (torch.fft.fft if self.whole else torch.fft.rfft)(g * self.shrink, n=self.M)
 
     def series(self, values: Tensor) -> Tensor:
-        return torch.fft.irfft(values, n=self.M)[..., : self.shrink.shape[0]] / self.shrink
+        k = torch.fft.ifft(values).real if self.whole else torch.fft.irfft(values, n=self.M)
+        return k[..., : self.shrink.shape[0]] / self.shrink
 
 
-def _circle(like: Tensor, M: int) -> _Circle:
+def _circle(like: Tensor, M: int, whole: bool = False) -> _Circle:
     L = like.shape[-1]
     log_rho = math.log(torch.finfo(like.dtype).eps) / (L + M)
     where = dict(dtype=like.dtype, device=like.device)
-    angle = torch.arange(M // 2 + 1, **where) * (-2 * math.pi / M)
+    angle = torch.arange(M if whole else M // 2 + 1, **where) * (-2 * math.pi / M)
     half_rho = 0.5 * torch.exp(torch.full_like(angle, log_rho))
     mean = torch.complex(0.5 + half_rho * torch.cos(angle), half_rho * torch.sin(angle))
-    return _Circle(torch.exp(log_rho * torch.arange(L, **where)), mean, M)
+    return _Circle(torch.exp(log_rho * torch.arange(L, **where)), mean, M, whole)
 
 
 def _definition(g: Tensor, oversampling: int) -> Tensor:
-    circle = _circle(g, oversampling * g.shape[-1])
-    into = circle.values(g[:, -1]) * circle.mean  # (I, H, M/2 + 1)
-    heard = circle.values(g[-1, :-1]) / (1 + into[-1])  # (J-1, H, M/2 + 1)
+    # All nodes: the half of a real transform would bind an exported program to lengths like the example's.
+    circle = _circle(g, oversampling * g.shape[-1], whole=True)
+    into = circle.values(g[:, -1]) * circle.mean  # (I, H, M)
+    heard = circle.values(g[-1, :-1]) / (1 + into[-1])  # (J-1, H, M)
     return g[:-1, :-1] - circle.series(into[:-1, None] * heard)
 
 
