@@ -55,8 +55,11 @@ def stage_grids(img_size: tuple[int, int], patch_size: int = 4, stem_type: str =
 
 
 class ChannelsGLU(nn.Module):
-    """A gated linear unit over the channels. An exported program gets its result channels-last, as the blocks after it have theirs: their
-    sum of two memory layouts would bind the program to sizes like the example's."""
+    """A gated linear unit over the channels.
+
+    An exported program gets its result channels-last, as the blocks after it have theirs: a sum of two memory layouts would
+    bind the program to sizes like the example's.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.glu(x, 1)

@@ -152,6 +152,21 @@ def test_model_that_is_not_fused_can_be_exported_for_any_batch(key):
     assert_close(exported(v), model(v))
 
 
+SMALLEST = {"iso": 2, "convnext, all s4nd": 64, "vit, raster": 17, "vit, grid": 17}  # two samples a side at every layer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", SMALLEST)
+def test_model_can_be_exported_for_all_sizes_from_two_samples_a_side_on(key):
+    model, least = small(key), SMALLEST[key]
+    height, width = (torch.export.Dim(name, min=least, max=512) for name in ("height", "width"))
+    sizes = ({0: torch.export.Dim("batch"), 2: height, 3: width},)
+    program = torch.export.export(model, (images(key, (96, 128)),), dynamic_shapes=sizes).module()
+    for size in ((least, least + 1), (100, 70)):
+        x = images(key, size, batch=3)
+        assert_close(program(x), model(x).detach())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators:UserWarning")
 def test_inductor_compiles_a_whole_model_in_one_graph():
