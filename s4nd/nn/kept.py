@@ -90,6 +90,11 @@ class Kept:
             self._made = made_from, dict([*before, (key, value)])
         return value
 
+    @property
+    def entries(self) -> int:
+        """How many values are kept."""
+        return len(self._made[1])
+
     def clear(self) -> None:
         """Let go of all values."""
         self._made = None, {}

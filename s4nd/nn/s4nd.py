@@ -253,7 +253,9 @@ class S4ND(SampledModule):
             kernels = [
                 k.unflatten(1, (self.out_channels, self.channels)).transpose(1, 2).flatten(1, 2) for k in kernels
             ]
-        taps = tuple(self.taps(axis, n) for axis, n in enumerate(size))
+        # With align="edge" tap j of the reverse kernel has lag -(1 + j): one lag further.
+        further = [int(self.align == "edge" and two_sided) for two_sided in self.bidirectional]
+        taps = tuple(min(n, self.taps(axis, n) + further[axis]) for axis, n in enumerate(size))
         made_of = Kernels(kernels, skip, taps, self.pool, depthwise=self.out_channels is None)
         return make_plan(made_of, dtype, exportable=exportable)
 

@@ -222,7 +222,7 @@ def test_copies_pickles_and_reloaded_states_compute_the_same(key):
 def on_meta(key):
     name, args, _ = MODELS[key]
     model = timm.create_model(name, device="meta", **args).eval()
-    assert all(t.is_meta for t in model.state_dict().values())
+    assert all(t.is_meta for name, t in model.state_dict().items() if not name.endswith("_extra_state"))
     return model
 
 
