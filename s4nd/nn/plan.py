@@ -20,10 +20,11 @@ from s4nd.conv import separable_conv
 from s4nd.nn.along import AxisConv, AxisSpectrum, order
 from s4nd.nn.pooling import average_pool
 
-# Multiplications per sample up to which convolutions of all axes win on a CPU over what `separable_conv` takes, for several
-# axes and for one. On one core: 8 x 384 x 14 x 14 takes 2.2 ms against 3.1, 8 x 192 x 28 x 28 7.9 against 5.8; a single axis of
-# 64 samples takes half as long as by FFT, one of 196 2.6 times.
-CONVOLUTION_WORK = {"several axes": 88, "one axis": 192}
+# Multiplications per sample up to which convolutions of all axes win on a CPU over what `separable_conv` takes, by the layout
+# of the signal, and for a single axis. On two cores, batch 8, ms of convolutions against the others: 768 x 7 x 7 2.1 and 2.3
+# (1.3 and 2.4 channels-last), 384 x 14 x 14 3.4 and 2.8 (2.4 and 3.5), 192 x 28 x 28 13.4 and 4.2 (7.4 and 6.7). A single axis
+# of 64 samples takes half as long as by FFT, one of 196 2.6 times.
+CONVOLUTION_WORK = {"contiguous": 40, "channels last": 88, "one axis": 192}
 # Taps up to which an axis is exported as a convolution; beyond, a matrix per channel would be large and a convolution slow
 # everywhere: two transforms that all channels share take its place.
 EXPORTED_TAPS = 257
@@ -121,21 +122,23 @@ def check_grid(u: Tensor, size: list[int]) -> Tensor:
     return u
 
 
-def make_plan(kernels: Kernels, dtype: torch.dtype, *, exportable: bool) -> Plan:
+def make_plan(kernels: Kernels, dtype: torch.dtype, *, layout: str | None = None) -> Plan:
     """The plan of these kernels.
 
     Args:
         dtype: of its buffers.
-        exportable: only forms that can be scripted and exported; otherwise also those that are for the CPU at hand.
+        layout: of the signals, "contiguous" or "channels last", for the form that is quickest for them at hand; None for one
+            that can be scripted and exported.
     """
-    if not exportable and not _prefers_convolutions(kernels):
+    exportable = layout is None
+    if not exportable and not _prefers_convolutions(kernels, layout):
         return Plan(kernels.size, KeptKernels(kernels))
     along = [AxisConv if not exportable or 2 * n - 1 <= EXPORTED_TAPS else AxisSpectrum for n in kernels.taps]
     return Plan(kernels.size, AxisByAxis(kernels, along, dtype))
 
 
-def _prefers_convolutions(kernels: Kernels) -> bool:
-    limit = CONVOLUTION_WORK["one axis" if len(kernels.lags) == 1 else "several axes"]
+def _prefers_convolutions(kernels: Kernels, layout: str) -> bool:
+    limit = CONVOLUTION_WORK["one axis" if len(kernels.lags) == 1 else layout]
     return kernels.lags[0].device.type == "cpu" and _convolution_work(kernels) <= limit
 
 
@@ -159,8 +162,10 @@ class KeptKernels(nn.Module):
         self.register_buffer("skip", None if kernels.skip is None else kernels.skip.detach().clone())
 
     def forward(self, u: Tensor) -> Tensor:
-        y = separable_conv(u, [getattr(self, f"lags{axis}") for axis in range(self.ndim)], self.skip)
-        return average_pool(y.flatten(1, 2) if self.depthwise else y.sum(2), self.pool)
+        # Signals that are channels-last are computed contiguous: two copies cost less than strided blocks.
+        y = separable_conv(u.contiguous(), [getattr(self, f"lags{axis}") for axis in range(self.ndim)], self.skip)
+        y = average_pool(y.flatten(1, 2) if self.depthwise else y.sum(2), self.pool)
+        return y if u.is_contiguous() else y.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 class AxisByAxis(nn.Module):

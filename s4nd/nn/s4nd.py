@@ -243,11 +243,12 @@ class S4ND(SampledModule):
         size, dtype = tuple(u.shape[2:]), u.dtype
         self.kept.latest = size
         with without_autocast(u.device.type):
-            plan = self.kept_or_computed(("plan", size, dtype), lambda: self._plan(size, dtype, exportable=False))
+            layout = "contiguous" if u.is_contiguous() else "channels last"
+            plan = self.kept_or_computed(("plan", size, dtype, layout), lambda: self._plan(size, dtype, layout))
             y = plan(u)
         return y.contiguous() if u.is_contiguous() else y
 
-    def _plan(self, size: Sequence[int], dtype: torch.dtype, *, exportable: bool) -> Plan:
+    def _plan(self, size: Sequence[int], dtype: torch.dtype, layout: str | None = None) -> Plan:
         kernels, skip = self.all_kernel_lags(size), self.D
         if self.out_channels is not None:  # in the order of the layer's outputs
             kernels = [
@@ -257,7 +258,7 @@ class S4ND(SampledModule):
         further = [int(self.align == "edge" and two_sided) for two_sided in self.bidirectional]
         taps = tuple(min(n, self.taps(axis, n) + further[axis]) for axis, n in enumerate(size))
         made_of = Kernels(kernels, skip, taps, self.pool, depthwise=self.out_channels is None)
-        return make_plan(made_of, dtype, exportable=exportable)
+        return make_plan(made_of, dtype, layout=layout)
 
     @torch.inference_mode(False)  # the buffers of a plan outlive it
     @torch.no_grad()
@@ -270,7 +271,7 @@ class S4ND(SampledModule):
         grid = [positive("size", n) for n in per_axis("size", size, self.ndim)]
         _check_windows(grid, self.pool)
         dtype = next(iter(self.kernels.parameters())).dtype if self.D is None else self.D.dtype
-        return self._plan(grid, dtype, exportable=True)
+        return self._plan(grid, dtype)
 
     def fuse(self, size: int | Sequence[int] | None = None) -> Plan:
         """`plan(size)`; without a size, as `timm.utils.reparameterize_model` calls it, a plan that takes the grid of its first

@@ -64,7 +64,7 @@ def test_every_form_of_a_plan_equals_the_layer_in_training(name, form, monkeypat
     """With whole kernels and with windows."""
     if form != "chosen":
         monkeypatch.setattr(plan, "EXPORTED_TAPS", 0 if form == "AxisSpectrum" else 1000)
-        monkeypatch.setattr(plan, "_prefers_convolutions", lambda _: form == "AxisConv")
+        monkeypatch.setattr(plan, "_prefers_convolutions", lambda *_: form == "AxisConv")
     for window, align in ((None, "centre"), (3, "centre"), (3, "edge")):
         layer, u, size = make(name, F64, base_size=5, bandlimit=0.8, l_max=window, align=align)
         expected = copy.deepcopy(layer).train()(u).detach()
