@@ -61,7 +61,7 @@ class AxisConv(nn.Module):
         self.image = [-1, groups, beside, sizes[axis]] if rows else [-1, groups, sizes[axis], beside]
         self.stride = [1, pool] if rows else [pool, 1]
         self.padding = [0, taps - 1] if rows else [taps - 1, 0]
-        self.groups = groups
+        self.groups, self.is_image = groups, D == 2
         self.fold, self.unfold = order(D + 2, 1, self.folded + 1), order(D + 2, self.folded + 1, 1)
         after = [*sizes[:axis], sizes[axis] // pool, *sizes[axis + 1 :]]
         self.shape = [-1, *after[: self.folded], len(k), *after[self.folded :]]
@@ -69,10 +69,13 @@ class AxisConv(nn.Module):
         self.register_buffer("weight", weight[:, None, None] if rows else weight[:, None, :, None])
 
     def forward(self, u: Tensor) -> Tensor:
+        weight = self.weight.to(u.dtype)
+        if (
+            self.is_image
+        ):  # a reshape, even to the same shape, would hide from torch that a single image is channels-last
+            return F.conv2d(u, weight, None, self.stride, self.padding, [1, 1], self.groups)
         u = (u.permute(self.fold) if self.folded > 0 else u).reshape(self.image)
-        y = F.conv2d(u, self.weight.to(u.dtype), None, self.stride, self.padding, [1, 1], self.groups).reshape(
-            self.shape
-        )
+        y = F.conv2d(u, weight, None, self.stride, self.padding, [1, 1], self.groups).reshape(self.shape)
         return y.permute(self.unfold) if self.folded > 0 else y
 
     def extra_repr(self) -> str:
