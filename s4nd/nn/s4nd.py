@@ -150,6 +150,8 @@ class S4ND(SampledModule):
 
     def kept_or_computed(self, key: tuple, compute: Callable[[], Any]) -> Any:
         """What `compute` returns, a function of the layer's parameters and settings; in evaluation it is kept, see kept.py."""
+        # A promise that the weights stay says nothing of the sampling, which is a setting: it is a part of the key.
+        key = self.sampling, *key
         return self.kept.get_or_compute(key, self._numbers, compute) if self._is_still() else compute()
 
     def _is_still(self) -> bool:

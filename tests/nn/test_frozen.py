@@ -153,3 +153,18 @@ def test_input_of_a_frozen_model_gets_its_gradient(name):
         for _ in range(2):
             got = torch.autograd.grad(model(x).square().sum(), x)[0]
             assert_close(got, wanted, 1e-10)
+
+
+def test_sampling_that_changes_inside_is_seen():
+    """The promise is of the weights; a bandlimit or a trained grid is a setting."""
+    torch.manual_seed(0)
+    layer, u = s4nd.S4ND(3, d_state=8, kernel="s4d", base_size=8, dt_min=0.3).eval(), torch.randn(1, 3, 9, 8)
+    with s4nd.frozen(layer), torch.no_grad():
+        before = layer(u)
+        for change in (dict(bandlimit=0.2), dict(base_size=5), dict(l_max=2), dict(align="edge")):
+            for name, value in change.items():
+                setattr(layer, name, value)
+            y = layer(u)
+            assert not torch.allclose(y, before)
+            torch.testing.assert_close(y, copy.deepcopy(layer).train()(u))
+            before = y
