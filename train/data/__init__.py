@@ -17,6 +17,7 @@ from pathlib import Path
 from .cifar import Cifar
 from .clips import Clips, ClipSampling
 from .dataset import BalancedPart, Cached, ImageDataset
+from .film import require_av
 from .folder import Folder
 from .images import BadImage
 from .loader import ImageLoader, make_loader
@@ -24,7 +25,7 @@ from .motion import MOTION
 from .parquet import Parquet
 from .photos import Photos
 from .resized import Resized
-from .video import BadVideo, require_decord
+from .video import BadVideo
 from .video_sets import HMDB51, UCF101, VideoDataset, VideoFolder
 
 __all__ = [
@@ -97,7 +98,7 @@ def build_dataset(
         needed = "needs the folder of its official split files as" if name in LISTED_DATASETS else "takes no"
         raise ValueError(f"data set {name} {needed} lists, got {lists}")
     if name in VIDEO_DATASETS:
-        require_decord()  # before anything else takes time
+        require_av()  # before anything else takes time
     dataset = (
         DATASETS[name](root, split) if lists is None else LISTED_DATASETS[name](root, split, lists, official_split)
     )
