@@ -52,6 +52,28 @@ def enter_stage(model: nn.Module, config: Config, stage: int) -> None:
     set_bandlimit(model, config.stages[stage].bandlimit)
 
 
+@torch.no_grad()
+def check_runs(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
+    """The logits of a model at a size that it may refuse, in eval mode.
+
+    Raises:
+        ValueError: it does; with its reason.
+    """
+    try:
+        return model.eval()(inputs)
+    except (
+        RuntimeError,
+        ValueError,
+        AssertionError,
+        IndexError,
+        ZeroDivisionError,
+    ) as error:  # torch's, timm's, the layer's
+        *frames, height, width = inputs.shape[2:]
+        clip = f"{frames[0]} frames of " if frames else ""
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{name} does not run at {clip}{height} x {width} pixels: {reason}") from error
+
+
 def to_input(images: Tensor, model: nn.Module, device: torch.device) -> Tensor:
     """uint8 images (B, 3, H, W) or clips (B, 3, T, H, W) to the input on `device`.
 
