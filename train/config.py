@@ -271,7 +271,7 @@ def _problems(config: Config) -> Iterable[str]:
         if value is not None and not (low <= value and (high is None or value <= high) and value < float("inf")):
             yield f"{key} must be {f'in [{low}, {high}]' if high is not None else f'at least {low}'}, got {value}"
     for key, value, *_ in ranges:
-        if key in POSITIVE and value == 0:
+        if (key in POSITIVE or key.endswith(".bandlimit")) and value == 0:
             yield f"{key} must be positive, got 0"
     if data.name in VIDEO_DATASETS:
         if config.cutmix:

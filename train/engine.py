@@ -20,6 +20,8 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from s4nd.ops import BackendError
+
 from .checkpoint import Meta, load_weights, save_checkpoint
 from .config import Config
 from .data import build_dataset, make_loader, split_off
@@ -27,7 +29,7 @@ from .device import choose_device
 from .evaluate import Score, evaluate
 from .initial import initialise
 from .logs import RunLog, summary_line
-from .model import build_model, check_runs, enter_stage, to_input
+from .model import REFUSALS, build_model, check_runs, enter_stage, to_input
 from .optim import create_optimizer, create_schedule
 from .processes import from_first, join, leave, sum_over_processes
 from .state import STATE_FILE, carry_over, find_state, save_state
@@ -135,8 +137,10 @@ class Trainer:
             try:
                 enter_stage(model, self.config, i)
                 check_runs(model, to_input(images, model, self.device), self.config.model.name)
-            except (ValueError, AssertionError) as error:
-                raise ValueError(f"stages.{i}: {error}") from error
+            except BackendError:  # at no stage
+                raise
+            except REFUSALS as error:
+                raise ValueError(f"stages.{i}, at {stage.size} pixels: {error}") from error
 
     def fit(self, folder: Path) -> None:
         """Train the epochs that are left, and write into `folder`."""
