@@ -296,3 +296,6 @@ def _problems(config: Config) -> Iterable[str]:
     for key in config.model.args:
         if key in RESERVED_ARGS:
             yield f"model.args.{key} cannot be set: {RESERVED_ARGS[key]}"
+    channels = config.model.args.get("in_chans", 3)
+    if type(channels) is not int or channels not in (1, 3):
+        yield f"model.args.in_chans must be 3, for colour, or 1, for the luma of {data.name}, got {channels!r}"
