@@ -59,7 +59,7 @@ class InitConfig:
     """Weights to begin with: a checkpoint of `s4nd train`, or safetensors with a model's state dict, such as timm's."""
 
     inflate: str | None = None  # of an image model, for a video model; see models/inflate.py
-    weights: str | None = None  # of the same model; a classifier of other classes stays as drawn
+    weights: str | None = None  # of the same model; a classifier of classes of other names stays as drawn
 
 
 @dataclass

@@ -22,13 +22,14 @@ from tqdm import tqdm
 from .checkpoint import Meta, load_weights, save_checkpoint
 from .config import Config
 from .data import build_dataset, make_loader
+from .data.names import difference
 from .device import choose_device
 from .evaluate import Score, evaluate, sum_over_processes
 from .initial import initialise
 from .logs import RunLog, summary_line
 from .model import build_model, enter_stage, to_input
 from .optim import create_optimizer, create_schedule
-from .state import STATE_FILE, find_state, save_state
+from .state import STATE_FILE, check_classes, find_state, save_state
 
 
 class DivergedError(RuntimeError):
@@ -65,6 +66,7 @@ class Trainer:
     """A run in one process: the model, its averages and how far it has come.
 
     Attributes:
+        classes: their names, in the order of the model's answers.
         epoch: epochs finished, over all stages.
         step: optimizer steps made, over all stages.
         best: the highest test accuracy of the present stage.
@@ -84,21 +86,23 @@ class Trainer:
         self.test_set = build_dataset(data.name, data.root, "test", limit=data.test_limit, **source)
         if rank == 0 and world_size > 1:
             dist.barrier()
-        if self.train_set.classes != self.test_set.classes:
-            raise ValueError(f"training classes {self.train_set.classes} are not the test's {self.test_set.classes}")
+        self.classes = list(self.train_set.classes)
+        odd = difference(self.classes, self.test_set.classes, "the training data", "the test data")
+        if odd:
+            raise ValueError(f"training and test data must have the same classes: {odd}")
         random_seed(config.seed)
-        self.model = build_model(config, len(self.train_set.classes)).to(device)
+        self.model = build_model(config, len(self.classes)).to(device)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema is not None else None
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         alphas = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix}
-        classes = len(self.train_set.classes)
+        classes = len(self.classes)
         self.mixup = Mixup(**alphas, label_smoothing=0.0, num_classes=classes) if mixes else None  # criterion smooths
         self.epoch = self.step = 0
         self.stage, self.best = -1, -1.0
 
     def initialise(self) -> None:
         """Begin with the weights that config.init names."""
-        done = initialise(self.model, self.config)
+        done = initialise(self.model, self.config, self.classes)
         if done is not None and self.ema:
             self.ema.module.load_state_dict(self.model.state_dict())
         if done is not None and self.rank == 0:
@@ -238,7 +242,7 @@ class Trainer:
     def save(self, folder: Path, score: Score) -> None:
         """Write last.safetensors, and best.safetensors if this epoch is the best of its stage."""
         kind = "ema" if self.ema else "model"
-        meta = Meta(self.epoch, self.stage, score.accuracy, list(self.train_set.classes), kind)
+        meta = Meta(self.epoch, self.stage, score.accuracy, self.classes, kind)
         weights = self.weights().state_dict()
         if score.accuracy > self.best:
             self.best = score.accuracy
@@ -249,10 +253,12 @@ class Trainer:
         """What `restore` needs, as tensors and plain containers."""
         progress = {"epoch": self.epoch, "step": self.step, "stage": self.stage, "best": self.best}
         ema = self.ema.module.state_dict() if self.ema else None
-        return {**progress, "model": self.model.state_dict(), "ema": ema, "optimizer": self.optimizer.state_dict()}
+        weights = {"model": self.model.state_dict(), "ema": ema, "optimizer": self.optimizer.state_dict()}
+        return {**progress, "classes": self.classes, **weights}
 
     def restore(self, state: dict) -> None:
-        """Continue from the end of an epoch."""
+        """Continue from the end of an epoch; ValueError if it was of other classes."""
+        check_classes(state, self.classes)
         self.enter(state["stage"])
         load_weights(self.model, state["model"], STATE_FILE)
         if self.ema:

@@ -196,9 +196,9 @@ def test_columns_of_cifar_on_the_hub_are_known(write, columns):
 @pytest.mark.parametrize(
     "names, message",
     [
-        (["cat", "emu"], r"only .*train-0.parquet has dog; only .* has emu"),
-        (["dog", "cat"], r"in another order: number 0 is cat in .*train-0.parquet, dog in .*"),
-        (["cat"], r"has other classes .*has dog"),
+        (["cat", "emu"], r"only in .*train-0.parquet: dog; only in .*: emu"),
+        (["dog", "cat"], r"another order: number 0 is cat in .*train-0.parquet, dog in .*"),
+        (["cat"], r"has other classes .*: only in .*: dog"),
         (None, r"does not name its classes"),
     ],
 )
