@@ -33,16 +33,8 @@ class Folder(ImageDataset):
     """
 
     kind = "image"
-    extensions: tuple[str, ...] = (
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-    )  # in upper case too
+    # in upper case too
+    extensions: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
     def __init__(self, root: str | Path, split: str):
         folder = find_split(Path(root), split, self.kind, self.extensions)

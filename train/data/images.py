@@ -54,7 +54,8 @@ def decode(data: bytes, path: str | Path) -> Tensor:
     channel, in the palette, or by one grey or colour. Grey is replicated, a palette applied.
 
     A file of 16-bit grey does not say how many bits its values use: black to white is 0 to 2^n - 1, with the least n of
-    8, 10, 12, 14 and 16 that holds the largest visible value. Of 16-bit colour the upper 8 bits are used.
+    8, 10, 12, 14 and 16 that holds the largest visible value. Of 16-bit colour, and grey with alpha,
+    the upper 8 bits are used.
 
     Args:
         data: the content of the file.
@@ -80,7 +81,9 @@ def decode(data: bytes, path: str | Path) -> Tensor:
 
 def _check_size(image: Image.Image, path: str | Path) -> None:
     tags = _tags(image)
-    tile = tags.get(TIFF["TileWidth"], 0), tags.get(TIFF["TileLength"], 0)  # of a small picture it may be of any size
+    tile = [
+        int(tags.get(TIFF[name], 0)) for name in ("TileWidth", "TileLength")
+    ]  # of a small picture it may be of any size
     for width, height in (image.size, tile):
         if width * height > MAX_PIXELS:
             raise BadImage(path, f"{width} x {height} pixels, more than the {MAX_PIXELS} allowed")
@@ -157,5 +160,5 @@ def _tags(image: Image.Image) -> Mapping[int, Any]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"not an image of the formats {', '.join(FORMATS)}"
+        return f"not an image of the formats {', '.join(FORMATS)} that can be read"
     return f"{type(error).__name__}: {error}"
