@@ -68,10 +68,11 @@ class Film:
             yield from self._from_the_start(wanted)
 
     def _open(self) -> None:
-        # "file:" makes a file of every name, also of "a:b.mp4"; nothing is fetched from a network.
-        options = {"protocol_whitelist": "file"}
-        self.container = require_av().open(f"file:{self.path}", options=options, metadata_errors="ignore")
-        self.stream = self.container.streams.best("video")
+        av = require_av()
+        # "file:" makes a file of every name, also of "a:b.mp4"; FFmpeg lets a file name other files, but nothing on a network.
+        self.container = av.open(f"file:{self.path}", metadata_errors="ignore")
+        covers = av.stream.Disposition.attached_pic  # pictures that belong to sound
+        self.stream = next((stream for stream in self.container.streams.video if not stream.disposition & covers), None)
         self.codec = self.stream and self.stream.codec_context
         listed = self.container.format.name in LISTS
         if listed or self.codec is None:
