@@ -136,9 +136,10 @@ def test_pt2_file_of_a_video_model_takes_clips_of_the_frames_asked_for(model, ch
         said = f"{out}: {frames} frames of 32 x 32 pixels, any batch; logits: difference "
         assert capsys.readouterr().out.startswith(said)
         about = dict.fromkeys(("frames", "seconds", "gamma", "motion"), "")
+        keys = list(about)  # the others are filled in too
         loaded, x = torch.export.load(out, extra_files=about).module(), torch.randn(4, 3, frames, 32, 32)
         assert_computes_the_same(loaded(x), load_model(path)[0], x)
-        assert [json.loads(value) for value in about.values()] == [frames, 1.5, 1.0, None]
+        assert [json.loads(about[key]) for key in keys] == [frames, 1.5, 1.0, None]
 
 
 def test_image_model_with_other_channels_is_exported(checkpoint, tmp_path):
