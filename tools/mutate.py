@@ -3,10 +3,10 @@
     python tools/mutate.py                        # every entry of tests/mutations.yaml, each against its own tests
     python tools/mutate.py --only "ema never updated" --all-tests
 
-An entry says what to break: `name`, `file`, the text `old` (it must occur exactly once) and `new`, what it `breaks` in words, and the
-`tests` to run (files or ids, so few that they take seconds). All this happens in a copy of the working tree; a folder `shared`
-beside the tree is linked beside the copy. Exit status: 0 all were noticed, 1 some were not, 2 the list does not fit the tree or
-the tests fail without a break.
+An entry says what to break: `name`, `file`, the text `old` (it must occur exactly once) and `new`, what it `breaks` in words,
+and the `tests` to run (files or ids, so few that they take seconds). All this happens in a copy of the working tree; a folder
+`shared` beside the tree is linked beside the copy. Exit status: 0 all were noticed, 1 some were not, 2 the list does not fit
+the tree or the tests fail without a break.
 """
 
 import argparse

@@ -71,7 +71,10 @@ def test_break_that_lets_no_test_run_is_not_counted_as_killed(mutate):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (dict(DOUBLE, old="4 * x"), "not doubled: the old text must occur exactly once in product.py, it occurs 0 times"),
+        (
+            dict(DOUBLE, old="4 * x"),
+            "not doubled: the old text must occur exactly once in product.py, it occurs 0 times",
+        ),
         (dict(DOUBLE, old="* x"), "it occurs 2 times: '* x'"),
         (dict(DOUBLE, file="gone.py"), "not doubled: no file gone.py"),
         (dict(DOUBLE, new="2 * x"), "not doubled: nothing changes"),

@@ -53,6 +53,14 @@ def test_order_follows_seed_and_epoch(numbered):
     assert all(sorted(order) == list(range(40)) for order in orders)
 
 
+def test_augmentation_follows_seed_and_epoch(numbered):
+    shifts = [
+        make_loader(numbered(40), 8, 4, train=True, pad=0.5, seed=seed, epoch=epoch).dataset.shift.tolist()
+        for seed, epoch in [(0, 0), (0, 0), (0, 1), (1, 0)]
+    ]
+    assert shifts[0] == shifts[1] != shifts[2] != shifts[3] != shifts[0]
+
+
 @pytest.mark.parametrize("count, batches", [(10, [4, 4]), (8, [4, 4]), (4, [4]), (3, [3])])
 def test_training_drops_a_last_batch_that_is_not_full_unless_it_is_the_only_one(numbered, count, batches):
     loader = make_loader(numbered(count), 8, 4, train=True)
