@@ -324,7 +324,7 @@ def test_optim_weight_decay(trainer):
     run.optimizer.step()
     shrunk = {name: (p / before[name]).nanmean().item() for name, p in run.model.named_parameters()}
     assert shrunk["blocks.0.mixer.proj.weight"] == pytest.approx(1 - 0.01 * 0.3, rel=1e-6)
-    assert shrunk["blocks.0.mixer.s4nd.kernels.0.log_dt"] == shrunk["norm.weight"] == 1
+    assert shrunk["blocks.0.mixer.s4nd.kernels.0.log_A_real"] == shrunk["norm.weight"] == 1
 
 
 def test_optim_clip_grad(trainer):
