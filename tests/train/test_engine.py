@@ -208,14 +208,14 @@ def trainer(config):
     return trainer
 
 
-def test_model_trains_in_training_mode_and_is_tested_in_evaluation_mode(trainer, monkeypatch):
-    modes = []
-    trainer.model.register_forward_hook(lambda *_: modes.append(("model", trainer.model.training)))
-    trainer.ema.module.register_forward_hook(lambda *_: modes.append(("ema", trainer.ema.module.training)))
+def test_model_trains_in_training_mode_and_is_tested_in_evaluation_mode(config):
+    trainer, modes = Trainer(config("ema=null"), torch.device("cpu")), []
+    trainer.enter(0)
+    trainer.model.register_forward_hook(lambda model, *_: modes.append(model.training))
     for epoch in range(2):
         trainer.train_epoch(epoch)
         trainer.test()
-    assert modes == 2 * [*[("model", True)] * 3, *[("ema", False)] * 2]  # 48 images in threes of 16, then 20
+    assert modes == 2 * [*[True] * 3, *[False] * 2]  # 48 images in threes of 16, then 20
 
 
 def test_averaged_weights_are_evaluated(trainer):

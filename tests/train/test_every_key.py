@@ -157,20 +157,28 @@ def video(config, *overrides):
 
 @pytest.fixture
 def clips(config, write_video):
-    """clips(*overrides, train=False) -> what a run sees first of videos of 60 frames in 2 s; frame i is of grey 4 i."""
-    pytest.importorskip("decord", reason="needs decord2, the extra `video`")
-    for split in ("train", "test"):
-        for name in ("a", "b"):
-            write_video(f"videos/{split}/{name}/0.mp4", 60, noise=False, grey=lambda i: 4 * i)
-            last = write_video(f"videos/{split}/{name}/1.mp4", 60, noise=False, grey=lambda i: 4 * i)
+    """clips(*overrides, train=False, noise=False) -> what a run sees first of videos of 60 frames in 2 s.
 
-    def see(*overrides, train=False):
+    Frame i is of grey 4 i, the left half of noise on request.
+    """
+    pytest.importorskip("decord", reason="needs decord2, the extra `video`")
+
+    def see(*overrides, train=False, noise=False):
+        for name in ("train/a/0", "train/a/1", "train/b/0", "train/b/1", "test/a/0", "test/b/0"):
+            last = write_video(f"videos/{name}.mp4", 60, noise=noise, grey=lambda i: 4 * i)
         source = ["data.name=video", f"data.root={last.parents[2]}"]
         trainer = Trainer(video(config, *source, *overrides), CPU)
         dataset = trainer.train_set if train else trainer.test_set
         return next(iter(trainer.loader(dataset, 0, train=train)))[0]
 
     return see
+
+
+def test_data_hflip_of_videos(clips):
+    plain = clips("batch_size=4", "seed=1", train=True, noise=True)
+    some = clips("batch_size=4", "seed=1", "data.hflip=true", train=True, noise=True)
+    kept, mirrored = ((some == other).flatten(1).all(1) for other in (plain, plain.flip(-1)))
+    assert kept.any() and mirrored.any() and (kept | mirrored).all()
 
 
 def greys(clip):
