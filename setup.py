@@ -30,12 +30,12 @@ setup(
         "tqdm>=4.65",
     ],
     extras_require={
-        "video": ["decord2>=3.0"],
+        "video": ["av>=14.0"],
         "keops": ["pykeops>=2.2"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
         "demo": ["scikit-image>=0.22", "matplotlib>=3.8", "pyarrow>=15.0"],
         "dev": [
-            "av>=12.0",
+            "av>=14.0",
             "decord2>=3.0",
             "pytest>=8.0",
             "pytest-xdist>=3.5",

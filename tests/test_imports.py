@@ -131,7 +131,7 @@ def test_import_s4nd_is_light():
     done = run("import sys, torch; before = set(sys.modules); import s4nd; print(*sorted(set(sys.modules) - before))")
     assert done.returncode == 0, done.stderr
     added = {name.partition(".")[0] for name in done.stdout.split()}
-    heavy = {"timm", "torchvision", "omegaconf", "tensorboard", "matplotlib", "skimage", "decord"}
+    heavy = {"timm", "torchvision", "omegaconf", "tensorboard", "matplotlib", "skimage", "av"}
     assert "s4nd" in added
     assert added & (BACKENDS | heavy) == set()
 

@@ -5,7 +5,6 @@ model's own keys, so that timm reads them too: `timm.create_model(name, checkpoi
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from .config import Config, config_from_dict, config_to_dict
+from .files import write_atomically
 from .model import build_model
 
 FORMAT_VERSION = 1
@@ -28,22 +28,24 @@ class Meta:
 
     epoch: int  # epochs trained, over all stages
     stage: int  # index of the stage that the weights are from
-    accuracy: float  # on the test split at that stage's size, 0 to 1
+    accuracy: float  # on `split` at that stage's size, 0 to 1
     classes: list[str]
     weights: str  # "model", or "ema" for averaged weights
+    split: str = "test"  # or "validation": what the accuracy is of
+    best: bool = False  # of its stage; chosen by the accuracy
 
 
-META_TYPES = {"epoch": int, "stage": int, "accuracy": (int, float), "classes": list, "weights": str}
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+META_TYPES = {
+    "epoch": int,
+    "stage": int,
+    "accuracy": (int, float),
+    "classes": list,
+    "weights": str,
+    "split": str,
+    "best": bool,
+}
+SPLITS = ("test", "validation")
+META_SINCE = {"split": "test", "best": False}  # what older checkpoints do not say
 
 
 def save_checkpoint(path: Path, weights: dict[str, Tensor], config: Config, meta: Meta) -> None:
@@ -78,9 +80,17 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  safe_open is no mapping
+            return unwrapped({key: file.get_tensor(key) for key in file.keys()}), metadata  # noqa: SIM118  no mapping
     except SafetensorError as error:
         raise ValueError(_why_unreadable(path, error)) from None
+
+
+def unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names of the model itself, if they were saved inside DistributedDataParallel or torch.compile."""
+    names = {key: [part for part in key.split(".") if part != "_orig_mod"] for key in tensors}
+    while names and all(parts[0] == "module" and len(parts) > 1 for parts in names.values()):
+        names = {key: parts[1:] for key, parts in names.items()}
+    return {".".join(parts): tensors[key] for key, parts in names.items()}
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, Config, Meta]:
@@ -123,10 +133,13 @@ def _parse_metadata(metadata: dict[str, str], source: str) -> tuple[Config, Meta
     if version != FORMAT_VERSION:
         raise ValueError(f"{source}: format version {version}, this version of s4nd reads {FORMAT_VERSION}")
     config = config_from_dict(about.get("config"), source)
+    about = META_SINCE | about
     for name, kind in META_TYPES.items():
         if not isinstance(about.get(name), kind):
             raise ValueError(f"{source}: the metadata's {name} is {about.get(name)!r}")
     meta = Meta(**{name: about[name] for name in META_TYPES})
+    if meta.split not in SPLITS:
+        raise ValueError(f"{source}: the accuracy must be of {' or '.join(SPLITS)}, got {meta.split!r}")
     if not 0 <= meta.stage < len(config.stages):
         raise ValueError(f"{source}: stage {meta.stage} of a config with {len(config.stages)} stages")
     if not all(isinstance(name, str) for name in meta.classes):

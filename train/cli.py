@@ -9,17 +9,21 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
+from s4nd.ops import BackendError
+
 from .checkpoint import load_model, read_checkpoint
 from .config import load_config
 from .convert import convert_checkpoint
-from .data import LISTED_DATASETS, BadImage, build_dataset
+from .data import LISTED_DATASETS, build_dataset
 from .device import choose_device
 from .engine import DivergedError, train
 from .export import INSTALL, export_model
-from .resolution import Curve, conclusion, evaluate_sizes, plot, require_matplotlib, table
+from .resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, require_matplotlib, table
 from .watch import Top, watch
 
-USER_ERRORS = (ValueError, KeyError, OSError, ImportError, BadImage, DivergedError)
+USER_ERRORS = (ValueError, KeyError, OSError, ImportError, BackendError, DivergedError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         # str of a KeyError is the repr of its message
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"s4nd: error: {message}", file=sys.stderr)
+        print(f"s4nd: error: {' '.join(str(message).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("s4nd: interrupted; resume=auto continues a training", file=sys.stderr)
@@ -105,17 +109,35 @@ def _train(args: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":  # one process speaks for all of torchrun's
         best = folder / "best.safetensors"
         _, _, meta = read_checkpoint(best)
-        print(f"{best}: {100 * meta.accuracy:.1f} % after epoch {meta.epoch}")
+        of = "the test split, which chose it" if meta.split == "test" else "the validation part of the training images"
+        print(f"{best}: {100 * meta.accuracy:.1f} % of {of}, after epoch {meta.epoch}")
 
 
 def _eval(args: argparse.Namespace) -> None:
     require_matplotlib()  # before the minutes of computing
     device = choose_device(args.device)
-    named = zip(args.checkpoints, _names(args), strict=True)
-    curves = [curve for path, name in named for curve in _curves(path, name, args, device)]
-    print(table(curves))
-    print(f"plot: {plot(curves, args.out or Path(args.checkpoints[0]).with_name('resolution.png'))}")
-    print(conclusion(curves))
+    curves: list[Curve] = []
+    try:
+        for path, name in zip(args.checkpoints, _names(args), strict=True):
+            _curves(path, name, args, device, curves)
+    finally:  # whatever goes wrong, what has been computed is not lost
+        known = [curve for curve in curves if curve.accuracy]
+        if known:
+            print(table(known))
+            print(f"plot: {plot(known, args.out or Path(args.checkpoints[0]).with_name('resolution.png'))}")
+            print(conclusion(known))
+    refused = [f"{curve.name}: {reason}" for curve in curves for reason in curve.refused.values()]
+    if refused and not known:
+        raise ValueError("; ".join(refused))
+    print("".join(f"{line}\n" for line in [*refused, *_chosen(args)]), end="")
+
+
+def _chosen(args: argparse.Namespace) -> list[str]:
+    """What flatters the table: checkpoints that were chosen by their accuracy on the images of the table."""
+    chosen = [path for path in args.checkpoints if (meta := read_checkpoint(path)[2]).best and meta.split == "test"]
+    if not chosen or args.data or args.root:
+        return []
+    return [f"chosen among its epochs by accuracy on this test split, which flatters it: {', '.join(chosen)}"]
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -145,8 +167,8 @@ def _watch(args: argparse.Namespace) -> None:
     watch(args.checkpoint, args.video, show, args.every, args.top)
 
 
-def _curves(path: str, name: str, args: argparse.Namespace, device) -> list[Curve]:
-    """The curve of a checkpoint, or for videos one for each of args.frames."""
+def _curves(path: str, name: str, args: argparse.Namespace, device: torch.device, curves: list[Curve]) -> None:
+    """Append the curve of a checkpoint, or for videos one for each of args.frames, and fill it size by size."""
     model, config, meta = load_model(path)
     data = config.data
     source = replace(data, name=args.data or data.name)
@@ -164,15 +186,17 @@ def _curves(path: str, name: str, args: argparse.Namespace, device) -> list[Curv
         raise ValueError(f"{path} was trained on the classes {meta.classes}, the data has {list(dataset.classes)}")
     settings = {"batch_size": args.batch_size, "workers": args.workers, "device": device, "skip_bad": args.skip_bad}
     sizes, trained_size = sorted(set(args.sizes)), config.stages[meta.stage].size
-    if data.sampling() is None:
-        return [Curve(name, trained_size, evaluate_sizes(model, dataset, sizes, **settings))]
-    curves = []
     for frames in sorted(set(args.frames or [data.frames])):
-        sampling = replace(data.sampling(), frames=frames)
-        accuracy = evaluate_sizes(model, dataset, sizes, sampling=sampling, **settings)
-        print(f"{name}: {sampling.protocol()}")
-        curves.append(Curve(f"{name}, {frames} frames" if args.frames else name, trained_size, accuracy))
-    return curves
+        sampling = data.sampling() and replace(data.sampling(), frames=frames)
+        if sampling:
+            print(f"{name}: {sampling.protocol()}", flush=True)
+        accuracy, refused = {}, {}
+        curves.append(Curve(f"{name}, {frames} frames" if args.frames else name, trained_size, accuracy, refused))
+        for size in sizes:
+            try:
+                accuracy |= evaluate_sizes(model, dataset, [size], sampling=sampling, **settings)
+            except SizeRefused as error:
+                refused[size] = str(error)
 
 
 def _names(args: argparse.Namespace) -> list[str]:

@@ -25,6 +25,9 @@ class DataConfig:
     root: str | None = None  # folder or file of the data set; None where the data set needs none
     train_limit: int | None = None  # use this many images at most
     test_limit: int | None = None
+    val_fraction: float | None = (
+        None  # of the training images, kept for choosing best.safetensors; None: the test split chooses
+    )
     hflip: bool = True
     pad: float = 0.0  # random crop after padding by this fraction of the size
     workers: int = 0  # loader processes per training process
@@ -113,7 +116,7 @@ class Config:
 
 VIDEO_KEYS = ("lists", "split", *(f.name for f in fields(ClipSampling)))
 
-POSITIVE = ("optim.lr", "optim.clip_grad", "data.seconds", "data.gamma")
+POSITIVE = ("data.val_fraction", "optim.lr", "optim.clip_grad", "data.seconds", "data.gamma")
 
 # What the trainer decides itself, and what would load weights or code from elsewhere.
 RESERVED_ARGS = {
@@ -238,6 +241,7 @@ def _problems(config: Config) -> Iterable[str]:
     ranges = [  # (key, value, lowest, highest); a value of None is always allowed
         ("data.train_limit", data.train_limit, 1, None),
         ("data.test_limit", data.test_limit, 1, None),
+        ("data.val_fraction", data.val_fraction, 0, 1),
         ("data.pad", data.pad, 0, 1),
         ("data.workers", data.workers, 0, None),
         ("data.split", data.split, 1, 3),
@@ -267,7 +271,7 @@ def _problems(config: Config) -> Iterable[str]:
         if value is not None and not (low <= value and (high is None or value <= high) and value < float("inf")):
             yield f"{key} must be {f'in [{low}, {high}]' if high is not None else f'at least {low}'}, got {value}"
     for key, value, *_ in ranges:
-        if key in POSITIVE and value == 0:
+        if (key in POSITIVE or key.endswith(".bandlimit")) and value == 0:
             yield f"{key} must be positive, got 0"
     if data.name in VIDEO_DATASETS:
         if config.cutmix:

@@ -11,6 +11,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device={name} needs a GPU that is not there: {torch.cuda.device_count()} found")
+    count = getattr(
+        getattr(torch, device.type, None), "device_count", lambda: 0
+    )()  # of torch.cpu, torch.cuda, torch.mps, ...
+    if (device.index or 0) >= count:
+        raise ValueError(f"device={name} needs a GPU that is not there: {count} of type {device.type} found")
     return device

@@ -4,31 +4,35 @@ Launched by `torchrun --nproc-per-node N -m s4nd.train.cli train CONFIG` it is d
 of images or clips per step over all processes, and every step sees the same images as with one process.
 """
 
+import copy
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3, random_seed
-from timm.utils.distributed import init_distributed_device_so
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from s4nd.ops import BackendError
+
 from .checkpoint import Meta, load_weights, save_checkpoint
 from .config import Config
-from .data import build_dataset, make_loader
+from .data import build_dataset, make_loader, split_off
 from .device import choose_device
-from .evaluate import Score, evaluate, sum_over_processes
+from .evaluate import Score, evaluate
 from .initial import initialise
 from .logs import RunLog, summary_line
-from .model import build_model, enter_stage, to_input
+from .model import REFUSALS, build_model, check_runs, enter_stage, to_input
 from .optim import create_optimizer, create_schedule
-from .state import STATE_FILE, find_state, save_state
+from .processes import from_first, join, leave, sum_over_processes
+from .state import STATE_FILE, carry_over, find_state, save_state
 
 
 class DivergedError(RuntimeError):
@@ -45,19 +49,22 @@ def train(config: Config) -> Path:
         DivergedError: loss or weights became NaN or infinite; the checkpoints of the last good epoch are kept.
     """
     folder = Path(config.out)
-    state = find_state(config)  # before the processes join, so that none can see what another has already written
-    place = init_distributed_device_so(str(choose_device(config.device)))
+    place = join(choose_device(config.device))
     try:
-        trainer = Trainer(config, torch.device(place["device"]), place["global_rank"], place["world_size"])
+        state = from_first(lambda: find_state(config))
+        trainer = Trainer(config, *place)
+        trainer.check_stages()
         if state is None:
             trainer.initialise()
         else:
             trainer.restore(state)
-        folder.mkdir(parents=True, exist_ok=True)
+        if place.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            if state is not None:
+                carry_over(config, state)
         trainer.fit(folder)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave()
     return folder
 
 
@@ -67,7 +74,8 @@ class Trainer:
     Attributes:
         epoch: epochs finished, over all stages.
         step: optimizer steps made, over all stages.
-        best: the highest test accuracy of the present stage.
+        best: the highest accuracy of the present stage, on `judges`.
+        judges: the images that choose best.safetensors: a part of the training split, or the test split.
     """
 
     def __init__(self, config: Config, device: torch.device, rank: int = 0, world_size: int = 1):
@@ -81,11 +89,20 @@ class Trainer:
         data = config.data
         source = {"lists": data.lists, "official_split": data.split}
         self.train_set = build_dataset(data.name, data.root, "train", limit=data.train_limit, **source)
-        self.test_set = build_dataset(data.name, data.root, "test", limit=data.test_limit, **source)
+        if data.val_fraction is None:
+            self.judges, self.split = (
+                build_dataset(data.name, data.root, "test", limit=data.test_limit, **source),
+                "test",
+            )
+        else:
+            try:
+                (self.train_set, self.judges), self.split = split_off(self.train_set, data.val_fraction), "validation"
+            except ValueError as error:
+                raise ValueError(f"data.val_fraction={data.val_fraction:g}: {error}") from None
         if rank == 0 and world_size > 1:
             dist.barrier()
-        if self.train_set.classes != self.test_set.classes:
-            raise ValueError(f"training classes {self.train_set.classes} are not the test's {self.test_set.classes}")
+        if self.train_set.classes != self.judges.classes:
+            raise ValueError(f"training classes {self.train_set.classes} are not the test's {self.judges.classes}")
         random_seed(config.seed)
         self.model = build_model(config, len(self.train_set.classes)).to(device)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema is not None else None
@@ -98,11 +115,32 @@ class Trainer:
 
     def initialise(self) -> None:
         """Begin with the weights that config.init names."""
-        done = initialise(self.model, self.config)
-        if done is not None and self.ema:
-            self.ema.module.load_state_dict(self.model.state_dict())
-        if done is not None and self.rank == 0:
+        done = from_first(lambda: initialise(self.model, self.config))
+        if done is None:
+            return
+        weights = from_first(lambda: {key: value.cpu() for key, value in self.model.state_dict().items()})
+        for model in [self.model] + ([self.ema.module] if self.ema else []):
+            model.load_state_dict(weights)
+        if self.rank == 0:
             print(done, flush=True)
+
+    def check_stages(self) -> None:
+        """Every stage on one black image, before the first one takes its time.
+
+        Raises:
+            ValueError: the model refuses the size, or something else, of a stage; names it.
+        """
+        model, data = copy.deepcopy(self.model), self.config.data
+        clip = [] if data.sampling() is None else [data.frames]
+        for i, stage in enumerate(self.config.stages):
+            images = torch.zeros(1, 3, *clip, stage.size, stage.size, dtype=torch.uint8)
+            try:
+                enter_stage(model, self.config, i)
+                check_runs(model, to_input(images, model, self.device), self.config.model.name)
+            except BackendError:  # at no stage
+                raise
+            except REFUSALS as error:
+                raise ValueError(f"stages.{i}, at {stage.size} pixels: {error}") from error
 
     def fit(self, folder: Path) -> None:
         """Train the epochs that are left, and write into `folder`."""
@@ -120,7 +158,8 @@ class Trainer:
             score = self.test()
             self.epoch += 1
             record = {"epoch": self.epoch, "stage": stage, "size": self.config.stages[stage].size}
-            record |= {"train_loss": loss, "test_loss": score.loss, "test_accuracy": score.accuracy, "lr": self.lr()}
+            record |= {"train_loss": loss, f"{self.split}_loss": score.loss, f"{self.split}_accuracy": score.accuracy}
+            record |= {"lr": self.lr()}
             record |= {"seconds": seconds, f"{unit}_per_second": images / seconds} | protocol
             if log is not None:
                 self.save(folder, score)
@@ -143,7 +182,7 @@ class Trainer:
         self.steps_per_epoch = len(self.loader(self.train_set, stage, train=True))
         epochs = self.config.stages[stage].epochs
         self.schedule = create_schedule(self.optimizer, self.config.schedule, epochs, self.steps_per_epoch)
-        self.parallel = DistributedDataParallel(self.model) if self.world_size > 1 else self.model
+        self.parallel = None  # wrapped at the first step, when the weights are what they are to be
         self.stage, self.best = stage, -1.0
 
     def loader(self, dataset, stage: int, *, train: bool):
@@ -169,14 +208,21 @@ class Trainer:
         """One epoch; returns the mean training loss and the number of images, over all processes."""
         self.model.train()
         # The whole randomness of the epoch follows from three numbers: an interrupted epoch can be repeated exactly.
-        random_seed(int(np.random.SeedSequence([self.config.seed, self.epoch, self.rank]).generate_state(1)[0] // 2))
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        own, common = (
+            int(np.random.SeedSequence([self.config.seed, self.epoch, rank]).generate_state(1)[0] // 2)
+            for rank in (self.rank, 0)
+        )
+        random_seed(own)
+        np.random.seed(common)  # noqa: NPY002  timm's mixup draws from it: all processes mix alike, as one would
+        if self.parallel is None:
+            self.parallel = DistributedDataParallel(self.model) if self.world_size > 1 else self.model
+        loss_sum, count = 0.0, 0
         for i, (images, labels) in enumerate(self.batches()):
             self.schedule.step_update(epoch_of_stage * self.steps_per_epoch + i)
-            totals += torch.tensor([self.train_step(images, labels) * len(images), len(images)], device=self.device)
+            loss_sum, count = loss_sum + self.train_step(images, labels) * len(images), count + len(images)
         if not all(p.isfinite().all() for p in self.model.parameters()):
             raise DivergedError(f"weights are not finite at the end of epoch {self.epoch + 1}, step {self.step}")
-        loss_sum, count = sum_over_processes(totals).tolist()
+        loss_sum, count = sum_over_processes([loss_sum, count], self.device)
         return loss_sum / max(count, 1), int(count)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -187,14 +233,20 @@ class Trainer:
         """
         loader = self.loader(self.train_set, self.stage, train=True)
         quiet = True if self.rank else None  # None: quiet unless on a terminal
-        batch, steps = None, 0
+        batch, steps, read = None, 0, 0
         for images, labels in tqdm(loader, desc=f"epoch {self.epoch + 1}", leave=False, disable=quiet):
+            read += len(images)
             count = len(images) // 2 * 2 if self.mixup else len(images)  # odd after a damaged image was skipped
             if count:
                 batch, steps = (images[:count], labels[:count]), steps + 1
                 yield batch
         if batch is None:
-            raise ValueError(f"epoch {self.epoch + 1} has no batch: none of the training images could be read")
+            left = (
+                f"mixup and cutmix need two images, {read} could be read"
+                if read
+                else "none of the training images could be read"
+            )
+            raise ValueError(f"epoch {self.epoch + 1} has no batch: {left}")
         for _ in range(self.steps_per_epoch - steps):
             yield batch
 
@@ -231,18 +283,18 @@ class Trainer:
         return self.ema.module if self.ema else self.model
 
     def test(self) -> Score:
-        """Score of `weights()` on the test split, at the size of the stage."""
-        batches = self.loader(self.test_set, self.stage, train=False)
+        """Score of `weights()` on `judges`, at the size of the stage."""
+        batches = self.loader(self.judges, self.stage, train=False)
         return evaluate(self.weights(), batches, self.device, at_once=self.config.batch_size // self.world_size)
 
     def save(self, folder: Path, score: Score) -> None:
         """Write last.safetensors, and best.safetensors if this epoch is the best of its stage."""
         kind = "ema" if self.ema else "model"
-        meta = Meta(self.epoch, self.stage, score.accuracy, list(self.train_set.classes), kind)
+        meta = Meta(self.epoch, self.stage, score.accuracy, list(self.train_set.classes), kind, self.split)
         weights = self.weights().state_dict()
         if score.accuracy > self.best:
             self.best = score.accuracy
-            save_checkpoint(folder / "best.safetensors", weights, self.config, meta)
+            save_checkpoint(folder / "best.safetensors", weights, self.config, replace(meta, best=True))
         save_checkpoint(folder / "last.safetensors", weights, self.config, meta)
 
     def state(self) -> dict:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from s4nd import frozen
+from s4nd.ops.precision import widest
 
 from .model import to_input
+from .processes import sum_over_processes
 
 
 class Score(NamedTuple):
@@ -20,13 +21,6 @@ class Score(NamedTuple):
     accuracy: float
     loss: float
     images: int
-
-
-def sum_over_processes(values: Tensor) -> Tensor:
-    """Elementwise sum over the processes; the values themselves without torch.distributed."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-    return values
 
 
 @torch.no_grad()
@@ -42,7 +36,7 @@ def evaluate(
         ValueError: there was no image.
     """
     model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    totals = torch.zeros(3, dtype=widest(device), device=device)
     with frozen(model):
         for images, labels in batches:
             labels = labels.to(device, non_blocking=True)
@@ -55,8 +49,8 @@ def evaluate(
                 )  # their mean
             correct = (logits.argmax(-1) == labels).sum()
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            totals += torch.stack([correct.double(), loss.double(), torch.tensor(len(labels), device=device).double()])
-    correct, loss, count = sum_over_processes(totals).tolist()
+            totals += torch.stack([correct.to(totals), loss.to(totals), totals.new_tensor(len(labels))])
+    correct, loss, count = sum_over_processes(totals, device)
     if not count:
         raise ValueError("there is no image to evaluate on")
     return Score(correct / count, loss / count, int(count))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from .files import naming, write_atomically
+
 
 class RunLog:
     """Appends one record per epoch.
@@ -17,12 +19,12 @@ class RunLog:
     def __init__(self, folder: Path, epochs_done: int = 0):
         self.path = folder / "log.jsonl"
         kept = [line for line in _lines(self.path) if (record := _parse(line)) and record["epoch"] <= epochs_done]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
         self.board = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
     def write(self, record: dict) -> None:
         """Log one epoch; `record` holds plain numbers, or texts, and its `epoch`, counted from 1."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for key, value in record.items():
             add = self.board.add_text if isinstance(value, str) else self.board.add_scalar
@@ -36,9 +38,10 @@ class RunLog:
 def summary_line(record: dict, epochs: int) -> str:
     """One epoch's record for people."""
     unit = "clips" if "clips_per_second" in record else "images"
+    split = "validation" if "validation_accuracy" in record else "test"
     return (
         f"epoch {record['epoch']}/{epochs}  {record['size']} px  loss {record['train_loss']:.3f}  "
-        f"test {100 * record['test_accuracy']:.1f} %  lr {record['lr']:.2g}  {record['seconds']:.1f} s  "
+        f"{split} {100 * record[f'{split}_accuracy']:.1f} %  lr {record['lr']:.2g}  {record['seconds']:.1f} s  "
         f"{record[f'{unit}_per_second']:.0f} {unit}/s"
     )
 

@@ -9,9 +9,13 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
 import s4nd.models  # noqa: F401  registers S4ND's models with timm
-from s4nd import set_bandlimit
+from s4nd import S4ND, set_bandlimit
+from s4nd.ops import BackendError
 
 from .config import Config
+
+# What models raise at a size that they do not take: torch, timm and the layer.
+REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError)
 
 
 def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
@@ -46,10 +50,34 @@ def _create(name: str, args: dict, grid: dict[str, int]) -> nn.Module:
 
 
 def enter_stage(model: nn.Module, config: Config, stage: int) -> None:
-    """Bring a model of another stage to stage number `stage`: its resolution and its bandlimit."""
+    """Bring a model of another stage to stage number `stage`: its resolution and its bandlimit.
+
+    Raises:
+        ValueError: a bandlimit for a model without S4ND layers.
+    """
+    if config.stages[stage].bandlimit is not None and not any(isinstance(m, S4ND) for m in model.modules()):
+        raise ValueError(f"bandlimit is for S4ND layers, and {config.model.name} has none")
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=config.stages[stage].size)
     set_bandlimit(model, config.stages[stage].bandlimit)
+
+
+@torch.no_grad()
+def check_runs(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
+    """The logits of a model at a size that it may refuse, in eval mode.
+
+    Raises:
+        ValueError: it does; with its reason.
+    """
+    try:
+        return model.eval()(inputs)
+    except BackendError:  # at no size
+        raise
+    except REFUSALS as error:
+        *frames, height, width = inputs.shape[2:]
+        clip = f"{frames[0]} frames of " if frames else ""
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{name} does not run at {clip}{height} x {width} pixels: {reason}") from error
 
 
 def to_input(images: Tensor, model: nn.Module, device: torch.device) -> Tensor:

@@ -25,13 +25,13 @@ def create_schedule(
     """The schedule of one stage: call `step_update(t)` before optimizer step t = 0, 1, ... of the stage.
 
     lr(t) = lr t / W for t < W, then min_lr + (lr - min_lr) (1 + cos(pi (t - W) / (T - W))) / 2, times the group's
-    lr_scale, with W and T the steps of the warm-up and of the stage.
+    lr_scale, with W and T the steps of the warm-up and of the stage. The last step is never of the warm-up.
     """
     total = epochs * steps_per_epoch
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
     return CosineLRScheduler(
         optimizer,
-        t_initial=total - warmup,
+        t_initial=max(total - warmup, 2),  # timm warns of a single step, which is at lr either way
         lr_min=config.min_lr,
         warmup_t=warmup,
         warmup_prefix=True,

@@ -1,7 +1,7 @@
 """Accuracy against resolution: evaluate a model at sizes it was not trained at, as a table, a plot and a sentence."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,15 +9,21 @@ from torch import nn
 
 from .data import ClipSampling, make_loader
 from .evaluate import evaluate
+from .model import check_runs, to_input
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy (0 to 1) of one checkpoint per size (pixels per side)."""
+    """Accuracy (0 to 1) of one checkpoint per size (pixels per side), and why it has none at a size."""
 
     name: str
     trained_size: int
     accuracy: Mapping[int, float]
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+
+class SizeRefused(ValueError):
+    """A model does not run at a size."""
 
 
 def evaluate_sizes(
@@ -43,6 +49,9 @@ def evaluate_sizes(
 
     Returns:
         {size: accuracy, 0 to 1}.
+
+    Raises:
+        SizeRefused: the model does not run at a size; with its reason.
     """
     device = torch.device(device)
     model.to(device)
@@ -50,6 +59,12 @@ def evaluate_sizes(
     for size in sizes:
         if size < 1:
             raise ValueError(f"sizes must be at least 1, got {size}")
+        clip = [] if sampling is None else [sampling.frames]
+        black = torch.zeros(1, 3, *clip, size, size, dtype=torch.uint8)
+        try:
+            check_runs(model, to_input(black, model, device), type(model).__name__)
+        except ValueError as error:
+            raise SizeRefused(str(error)) from error
         # seed and epoch only matter for shuffling and augmentation, which testing has not
         batches = make_loader(
             dataset,

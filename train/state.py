@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from .checkpoint import FORMAT_VERSION, write_atomically
+from .checkpoint import FORMAT_VERSION
 from .config import Config, config_to_dict
+from .files import write_atomically
 
 STATE_FILE = "last.state"
 # May differ between a run and its continuation: where it runs and writes, not what it computes.
@@ -59,6 +60,17 @@ def find_state(config: Config) -> dict[str, Any] | None:
     if occupied and (config.resume is None or source.resolve() != out.resolve()):
         raise ValueError(f"{out} already holds a run: continue it with resume=auto, or choose another out=")
     return load_state(source, config) if occupied or config.resume not in (None, "auto") else None
+
+
+def carry_over(config: Config, state: dict[str, Any]) -> None:
+    """The files of a run that is continued in another folder, so that this one holds all that a run leaves."""
+    out, source = Path(config.out), Path(config.resume)
+    if config.resume == "auto" or source.resolve() == out.resolve():
+        return
+    for name in ("best.safetensors", "last.safetensors", "log.jsonl"):
+        if (source / name).is_file():
+            write_atomically(out / name, (source / name).read_bytes())
+    save_state(out, config, state)
 
 
 def config_differences(old: dict, new: dict) -> list[str]:

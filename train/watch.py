@@ -17,6 +17,7 @@ from s4nd.models.convnext3d import TEMPORAL_PATCH
 
 from .checkpoint import load_model
 from .data import BadVideo, Clips
+from .data.clips import frames_at
 from .data.video import read_frames
 from .data.video_sets import ListedVideos
 from .model import to_input
@@ -39,8 +40,8 @@ def watch(
     Raises:
         FileNotFoundError: no such checkpoint or video.
         ValueError: as `load_model` and `stream`; a model of images or one trained with data.motion, or numbers below 1.
-        BadVideo: it cannot be read, does not say how fast it is, or is too short or too long. If it is damaged further on,
-            answers up to there have been shown.
+        BadVideo: it cannot be read, does not say when its frames are shown, or is too short or too long. If it is damaged
+            further on, answers up to there have been shown.
     """
     if min(every, top) < 1:
         raise ValueError(f"every and top must be at least 1, got {every} and {top}")
@@ -77,18 +78,16 @@ class Watcher:
         self.run, self.view, self.show, self.every = run, view, show, every
         self.state, self.seen, self.waiting = None, 0, None
 
-    def pick(self, count: int, fps: float) -> np.ndarray:
+    def pick(self, times: np.ndarray) -> np.ndarray:
         """Frames (n,) of the file, each at the middle of its share of the time, as in training."""
         path, sampling = self.view.dataset.paths[0], self.view.sampling
-        if math.isnan(fps):
-            raise BadVideo(path, "it does not say how many frames a second has")
-        share = sampling.seconds * fps / sampling.frames  # in frames of the file
-        n = math.ceil(count / share - 0.5)
+        share = sampling.seconds / sampling.frames
+        n = math.ceil(times[-1] / share - 0.5)
         if not TEMPORAL_PATCH <= n <= MAX_FRAMES:
             rate = f"{sampling.frames / sampling.seconds:g} a second, the rate of the training"
             raise BadVideo(path, f"{n} frames at {rate}; needed are {TEMPORAL_PATCH} to {MAX_FRAMES}")
-        indices = np.floor((np.arange(n) + 0.5) * share).astype(np.int64)
-        self.times = iter(np.unique(indices, return_counts=True)[1])  # how often each frame is seen
+        indices = frames_at(times, (np.arange(n) + 0.5) * share)
+        self.repeats = iter(np.unique(indices, return_counts=True)[1])  # how often each frame is seen
         return indices
 
     @torch.no_grad()
@@ -96,7 +95,7 @@ class Watcher:
         """The model sees the next frames (m, 3, H, W) uint8; nothing is left of them: (m, 3, 0, 0)."""
         for frame in frames.unsqueeze(1):
             x = to_input(self.view.render(frame), self.run.model, torch.device("cpu"))
-            for _ in range(next(self.times)):
+            for _ in range(next(self.repeats)):
                 logits, self.state = self.run(x, self.state)
                 self.seen += 1
                 if self.seen % TEMPORAL_PATCH == 0:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s4nd.nn.pooling import average_pool
+from s4nd.ops.precision import wide, widest
 
 
 def order(ndim: int, source: int, destination: int) -> list[int]:
@@ -91,11 +92,11 @@ class AxisSpectrum(nn.Module):
         n = sizes[axis]
         D = len(sizes)
         self.before, self.after = order(D + 2, axis + 2, D + 1), order(D + 2, D + 1, axis + 2)
-        where = dict(dtype=torch.float64, device=k.device)
+        where = dict(dtype=widest(k.device), device=k.device)
         angle = (math.pi / n) * torch.arange(n, **where)[:, None] * torch.arange(n + 1, **where)  # of 2n samples
         half = torch.tensor([0.5] + [1.0] * (n - 1) + [0.5], **where)
         back = torch.cat([half * angle.cos(), -half * angle.sin()], dim=-1) / n  # (n, 2n + 2)
-        circle = torch.cat([k.double()[:, n - 1 :], k.new_zeros(len(k), 1), k.double()[:, : n - 1]], dim=-1)  # (G, 2n)
+        circle = torch.cat([wide(k)[:, n - 1 :], k.new_zeros(len(k), 1), wide(k)[:, : n - 1]], dim=-1)  # (G, 2n)
         response = torch.view_as_real(torch.fft.rfft(circle)).movedim(-1, 0).unflatten(1, [groups, -1])
         response = response.reshape(2, 1, *response.shape[1:3], *([1] * (len(sizes) - 1)), n + 1)
         self.register_buffer("there", torch.cat([angle.cos(), -angle.sin()], dim=-1).to(k.dtype))

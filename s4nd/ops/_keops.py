@@ -9,6 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from s4nd.ops.dispatch import BackendError
+
 
 @cache
 def _lazy_tensor() -> type:
@@ -22,7 +24,7 @@ def _lazy_tensor() -> type:
             raise RuntimeError(f"a test product gave {total.flatten().tolist()}, not [0.0, 3.0, 6.0]")
     except Exception as error:
         # KeOps fails in many ways (no package, no compiler, a broken cache): all mean that it cannot be used here.
-        raise RuntimeError(
+        raise BackendError(
             f"backend='keops' cannot run here: {error!r}; install it with pip install 's4nd[keops]' and a C++ compiler, "
             "clear its cache with pykeops.clean_pykeops(), or use backend='torch'"
         ) from error

@@ -7,6 +7,10 @@ from s4nd.ops.vandermonde import centred, vandermonde_torch
 BACKENDS = ("auto", "torch", "keops")
 
 
+class BackendError(RuntimeError):
+    """A backend that was asked for cannot run here; the message says why."""
+
+
 def vandermonde(w: Tensor, x: Tensor, L: int, *, centre: bool = False, backend: str = "auto") -> Tensor:
     """2 Re sum_n w_jn exp(l x_n): w (J, H, N, 2), x (H, N, 2) -> (J, H, L). See ops/vandermonde.py.
 

@@ -1,14 +1,28 @@
-"""Full precision where autocast would round: phases of kernels and what is kept from them need all their digits."""
+"""Full precision where autocast would round, and double where there is some: phases of kernels and what is kept from them need
+all their digits."""
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
+
+WITHOUT_FLOAT64 = {"mps"}  # types of devices: Apple's GPUs
 
 
 def without_autocast(device: str) -> AbstractContextManager:
     """A context in which autocast is off on a type of device; some, such as "meta", have none."""
     available = torch.amp.is_autocast_available(device)
     return torch.autocast(device, enabled=False) if available else nullcontext()
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has none."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in the widest real dtype of its device."""
+    return x.to(torch.promote_types(x.dtype, widest(x.device)))
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from s4nd.ops import autodiff, operators, pairs
 from s4nd.ops.blocks import head_blocks
+from s4nd.ops.precision import wide
 
 
 def vandermonde_definition(w: Tensor, x: Tensor, L: int, centre: bool = False) -> Tensor:
@@ -108,12 +109,12 @@ def _gradients(grad: Tensor, w: Tensor, x: Tensor, squares: Tensor, L: int, cent
 def _squares(x: Tensor, L: int, centre: bool, dtype: torch.dtype) -> Tensor:
     """exp(conj x) and its repeated squares, as many as L samples need: (n, H, N) complex, of `dtype`.
 
-    Squared in float64, where the roundings of all the squares are nothing beside one of float32. Conjugates, because
-    Re w a is the real product of w and conj a as pairs, and because gradients are products with conj a.
+    Squared in float64 where there is one: the roundings of all the squares are nothing beside one of float32. Conjugates,
+    because Re w a is the real product of w and conj a as pairs, and because gradients are products with conj a.
     """
-    re, im = x[..., 0].double(), x[..., 1].double()
+    re, im = wide(x).unbind(-1)
     n = max(1, (L - 1).bit_length() + centre)
-    squares = torch.empty(n, *re.shape, dtype=torch.complex128, device=x.device)
+    squares = torch.empty(n, *re.shape, dtype=re.dtype.to_complex(), device=x.device)
     size, first = torch.exp(re), torch.view_as_real(squares[0])
     torch.mul(size, torch.cos(im), out=first[..., 0])
     torch.mul(size, torch.sin(im).neg_(), out=first[..., 1])

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from s4nd.ops import pairs
+from s4nd.ops.precision import wide
 from s4nd.ssm.align import check_align
 
 
@@ -90,7 +91,7 @@ def diagonal_step(log_a: Tensor, b: Tensor, C: Tensor, *, align: str = "edge") -
         C: (C, H, N/2, 2).
     """
     check_align(align)
-    log_a, b, C = (_wide(t) for t in (log_a, b, C))
+    log_a, b, C = (wide(t) for t in (log_a, b, C))
     D = 2 * pairs.mul(C, b)[..., 0].sum(-1)
     C = _readout(pairs.mul(C, pairs.exp(log_a)))
     if align == "centre":
@@ -115,7 +116,7 @@ def dplr_step(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, *, al
         C: (C, H, N/2, 2).
     """
     check_align(align)
-    dt, Lambda, P, B, C = (_wide(t) for t in (dt, Lambda, P, B, C))
+    dt, Lambda, P, B, C = (wide(t) for t in (dt, Lambda, P, B, C))
     h = (dt / 4 if align == "centre" else dt / 2)[:, None, None]
     one = torch.tensor([1.0, 0.0], dtype=h.dtype, device=h.device)
     S = pairs.div(one, one - h * Lambda)
@@ -140,11 +141,6 @@ def _products(k: Tensor, q: Tensor) -> Tensor:
 def _combine(q: Tensor, weights: Tensor) -> Tensor:
     """sum_r q_r weights[r, p]: q (R, H, N/2, 2), weights (H, R, P) real -> (P, H, N/2, 2)."""
     return torch.einsum("rhnz,hrp->phnz", q, weights)
-
-
-def _wide(x: Tensor) -> Tensor:
-    # Apple's GPUs have no float64.
-    return x if x.device.type == "mps" else x.double()
 
 
 def _mul(g: Tensor, x: Tensor) -> Tensor:

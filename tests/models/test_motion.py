@@ -64,7 +64,7 @@ def write_mp4(av, path: Path, frames: Tensor):
 def clips(shared, tmp_path_factory) -> dict[str, tuple[Tensor, Tensor]]:
     """The clips (n, 3, T, SIZE, SIZE) uint8 and labels (n,) of "train" and "val", from photographs of their own."""
     av = pytest.importorskip("av", reason="needs PyAV to write mp4: pip install av")
-    pytest.importorskip("decord", reason="needs decord to read mp4: pip install decord2")
+    pytest.importorskip("av", reason="needs PyAV to read mp4: pip install av")
     photos = shared / "data" / "imagefolder" / "imagenette"
     if not photos.is_dir():
         pytest.skip("needs the photographs of ../shared/data/imagefolder/imagenette")

@@ -71,7 +71,7 @@ def test_layouts_are_those_of_the_clips_and_of_the_weights(tool):
 
 
 def test_decoding_compares_clips_with_decords_reading_of_the_same_files(bench, capsys, shared, tmp_path):
-    pytest.importorskip("decord", reason="needs the extra: pip install 's4nd[video]'")
+    pytest.importorskip("decord", reason="needs decord to compare with: pip install decord2")
     files = sorted((shared / "data" / "videos" / "arid6" / "val" / "Walk").glob("*.mp4"))[:2]
     (tmp_path / "videos" / "Walk").mkdir(parents=True)
     for file in files:
@@ -80,11 +80,11 @@ def test_decoding_compares_clips_with_decords_reading_of_the_same_files(bench, c
     assert list(report["results"]) == ["decoding"] and report["settings"]["rounds"] == 2
     rows = report["results"]["decoding"]
     assert list(rows) == ["s4nd", "decord", "decord scaled"]
-    assert rows["s4nd"]["target / decord"] == report["targets"]["decoding"] == 0.9
+    assert rows["s4nd"]["target / decord"] == report["targets"]["decoding"] == 0.85
     for other in ("decord", "decord scaled"):
         ratio = rows["s4nd"]["clips/s"] / rows[other]["clips/s"]
         assert rows["s4nd"][f"clips/s / {other}"] == pytest.approx(ratio, rel=1e-12)
-    assert "Target: at least 0.9 of decord's clips/s" in capsys.readouterr().out
+    assert "Target: at least 0.85 of decord's clips/s" in capsys.readouterr().out
     # Rows of 48 pixels are padded to 64, which decord does not read.
     small = bench("--only", "decoding", "--videos", str(tmp_path / "videos"), "--size", "48")
     assert list(small["results"]["decoding"]) == ["s4nd", "decord"]

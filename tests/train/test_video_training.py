@@ -40,7 +40,7 @@ class Summed(nn.Module):
 @pytest.fixture
 def videos(write_video):
     """Two classes that only the order of time tells apart: growing brighter, growing darker."""
-    pytest.importorskip("decord", reason="needs decord2, the extra `video`")
+    pytest.importorskip("av", reason="needs PyAV, the extra `video`")
     for split, count in (("train", 4), ("val", 2)):
         for i in range(count):
             write_video(f"videos/{split}/brighter/{i}.mp4", 20 + i, grey=lambda i: 10 * i)

@@ -1,7 +1,9 @@
 """What `s4nd watch` prints against the whole model on the same frames, read by the clips of testing; and what it refuses."""
 
 import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,11 +11,12 @@ from s4nd.train.checkpoint import Meta, load_model, save_checkpoint
 from s4nd.train.cli import main
 from s4nd.train.config import config_from_dict
 from s4nd.train.data import Clips, ClipSampling
+from s4nd.train.data.film import Film
 from s4nd.train.data.video_sets import ListedVideos
 from s4nd.train.model import build_model, to_input
 from s4nd.train.watch import watch
 
-decord = pytest.importorskip("decord", reason="needs the extra: pip install 's4nd[video]'")
+av = pytest.importorskip("av", reason="needs the extra: pip install 's4nd[video]'")
 
 CLASSES = ["jump", "rün", "sit"]
 SMALL = dict(depths=[1, 1, 1, 1], dims=[8, 8, 8, 16], d_state=8)
@@ -47,8 +50,8 @@ def video(shared):
 
 
 def duration(path):
-    reader = decord.VideoReader(str(path))
-    return len(reader) / reader.get_avg_fps()
+    with Film(path) as film:
+        return float(film.times[-1])
 
 
 @torch.no_grad()
@@ -90,6 +93,23 @@ def test_lines_are_every_nth_answer_and_the_last(checkpoint, video, capsys):
     p = offline(path, video, FRAMES, FRAMES)
     best = "  ".join(f"{CLASSES[i]} {100 * p[i]:.1f} %" for i in p.argsort(descending=True)[:2])
     assert lines[-1].endswith(f" s  {best}")
+
+
+def test_times_are_those_of_the_video_and_end_where_it_ends(checkpoint, tmp_path):
+    """Ten pictures in 5 s, then fifty in half a second: 5.5 s, of which the frames of the training, 4 a second, are 22."""
+    path = tmp_path / "-a:b.mp4"
+    times = [500 * i if i < 10 else 5000 + 10 * (i - 10) for i in range(60)]
+    with av.open(f"file:{path}", "w") as file:
+        stream = file.add_stream("libx264", rate=30, width=64, height=64, pix_fmt="yuv420p")
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for t in times:
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), t % 251, dtype=np.uint8), format="rgb24")
+            frame.pts, frame.time_base = t, Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    shown = []
+    watch(checkpoint(8, 2.0), path, lambda seconds, top: shown.append(seconds))
+    assert shown == pytest.approx([(2 * i + 1.5) / 4 for i in range(11)])
 
 
 def test_memory_does_not_grow_with_the_video(checkpoint, video, monkeypatch):

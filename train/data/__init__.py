@@ -1,6 +1,7 @@
 """Data sets of images at their native size and of video files, and loaders that render them at any other size.
 
 build_dataset       a data set by name: photos (embedded), cifar10, cifar100, parquet, folder; video, hmdb51, ucf101
+split_off           a part of the training images for validation
 make_loader         batches of one epoch at one size; uint8, normalised later on the device
 Resized, Clips      the views behind it: rendering, flips and shifts of images; clips of videos
 ClipSampling        how clips are taken from a video
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from .cifar import Cifar
 from .clips import Clips, ClipSampling
-from .dataset import BalancedPart, Cached, ImageDataset
+from .dataset import BalancedPart, Cached, ImageDataset, split_off
+from .film import require_av
 from .folder import Folder
 from .images import BadImage
 from .loader import ImageLoader, make_loader
@@ -24,7 +26,7 @@ from .motion import MOTION
 from .parquet import Parquet
 from .photos import Photos
 from .resized import Resized
-from .video import BadVideo, require_decord
+from .video import BadVideo
 from .video_sets import HMDB51, UCF101, VideoDataset, VideoFolder
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "VideoDataset",
     "build_dataset",
     "make_loader",
+    "split_off",
 ]
 
 DATASETS: dict[str, Callable[[str | Path, str], ImageDataset | VideoDataset]] = {
@@ -97,7 +100,7 @@ def build_dataset(
         needed = "needs the folder of its official split files as" if name in LISTED_DATASETS else "takes no"
         raise ValueError(f"data set {name} {needed} lists, got {lists}")
     if name in VIDEO_DATASETS:
-        require_decord()  # before anything else takes time
+        require_av()  # before anything else takes time
     dataset = (
         DATASETS[name](root, split) if lists is None else LISTED_DATASETS[name](root, split, lists, official_split)
     )

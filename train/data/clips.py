@@ -18,6 +18,8 @@ from .video import BadVideo, read_frames
 from .video_sets import VideoDataset
 
 MAX_CLIPS = 32  # that cover a video at test time; they are in memory together
+UNCOVERED = 0.01  # of a clip that a video may be longer than its clips: times are rounded
+ROUNDING = 1e-3  # seconds; Matroska's times are whole milliseconds
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Clips(Dataset):
         scale = 1 + scale * (self.sampling.scale - 1)
         frames = read_frames(
             path,
-            lambda count, fps: self.frame_indices(count, fps, np.array([start])),
+            lambda times: self.frame_indices(times, np.array([start])),
             partial(self.render, scale=scale, place=place),
             side=math.ceil(self.size * self.sampling.scale),
         )
@@ -143,20 +145,34 @@ class Clips(Dataset):
             frames = torch.from_numpy(self.brightened[frames.numpy()])
         return crop(frames, self.size, scale, place)
 
-    def _cover(self, count: int, fps: float) -> np.ndarray:
-        K = self.sampling.clips or min(math.ceil(count / self._span(count, fps)), MAX_CLIPS)
-        return self.frame_indices(count, fps, np.linspace(0, 1, K) if K > 1 else np.array([0.5]))
+    def _cover(self, times: np.ndarray) -> np.ndarray:
+        most = math.ceil(times[-1] / self._span(times) - UNCOVERED)
+        K = self.sampling.clips or min(max(most, 1), MAX_CLIPS)
+        return self.frame_indices(times, np.linspace(0, 1, K) if K > 1 else np.array([0.5]))
 
-    def _span(self, count: int, fps: float) -> float:
-        """Duration of a clip, in frames of the file."""
-        span = self.sampling.seconds * fps
-        return span if span < count else count  # nan: the file does not say how fast it is
+    def _span(self, times: np.ndarray) -> float:
+        """Duration of a clip in seconds."""
+        return min(self.sampling.seconds, times[-1])
 
-    def frame_indices(self, count: int, fps: float, starts: np.ndarray) -> np.ndarray:
-        """Frames (K * frames,) of clips that begin at `starts` (K,), from 0, the earliest possible, to 1, the latest."""
-        span, T = self._span(count, fps), self.sampling.frames
-        instants = starts[:, None] * (count - span) + (np.arange(T) + 0.5) * span / T  # frame n lasts from n to n + 1
-        return np.floor(instants).astype(np.int64).reshape(-1)
+    def frame_indices(self, times: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Frames (K * frames,) of clips of a video.
+
+        Args:
+            times: (count + 1,) seconds, frame i being shown from times[i] to times[i + 1].
+            starts: (K,) of the clips, from 0, the earliest possible, to 1, the latest.
+        """
+        span, T = self._span(times), self.sampling.frames
+        instants = starts[:, None] * (times[-1] - span) + (np.arange(T) + 0.5) * span / T
+        return frames_at(times, instants).reshape(-1)
+
+
+def frames_at(times: np.ndarray, instants: np.ndarray) -> np.ndarray:
+    """The frames that are shown at some instants, in seconds; times as in `frame_indices`.
+
+    An instant that falls on the beginning of a frame means that frame, however the container has rounded its time.
+    """
+    rounding = min(ROUNDING, np.diff(times).min() / 4)
+    return np.searchsorted(times[:-1], instants + rounding, side="right") - 1
 
 
 def crop(frames: Tensor, size: int, scale: float = 1.0, place: Sequence[float] | None = None) -> Tensor:

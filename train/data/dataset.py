@@ -1,4 +1,4 @@
-"""What a data set is here, and two views of one: a balanced part of it, and one that remembers decoded images."""
+"""What a data set is here, and views of one: parts of it, and one that remembers decoded images."""
 
 import numpy as np
 import torch
@@ -39,18 +39,42 @@ def balanced_order(labels: np.ndarray) -> np.ndarray:
     return order[np.argsort(turn, kind="stable")]
 
 
-class BalancedPart(ImageDataset):
+class Part(ImageDataset):
+    """Some images (or videos) of a data set, by their indices."""
+
+    def __init__(self, dataset: ImageDataset, indices: np.ndarray):
+        self.dataset, self.indices = dataset, indices
+        self.classes, self.labels = dataset.classes, dataset.labels[indices]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.dataset[int(self.indices[index])]
+
+
+class BalancedPart(Part):
     """The first `limit` images of a data set in `balanced_order`: a smaller part is contained in a larger one."""
 
     def __init__(self, dataset: ImageDataset, limit: int):
         if limit < 1:
             raise ValueError(f"limit must be a positive number of images or None, got {limit}")
-        self.dataset = dataset
-        self.indices = balanced_order(dataset.labels)[:limit]
-        self.classes, self.labels = dataset.classes, dataset.labels[self.indices]
+        super().__init__(dataset, balanced_order(dataset.labels)[:limit])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.dataset[int(self.indices[index])]
+
+def split_off(dataset: ImageDataset, fraction: float) -> tuple[Part, Part]:
+    """A data set without, and only, this fraction of each class (rounded), which is always the same.
+
+    Raises:
+        ValueError: one of the two would be without images.
+    """
+    order = balanced_order(dataset.labels)
+    number = np.empty(len(order), dtype=np.int64)  # among its class, in that order
+    for label in np.unique(dataset.labels):
+        mine = dataset.labels[order] == label
+        number[mine] = np.arange(mine.sum())
+    counts = np.bincount(dataset.labels, minlength=1)[dataset.labels[order]]
+    aside = number < np.round(fraction * counts)
+    if aside.all() or not aside.any():
+        raise ValueError(f"a fraction of {fraction:g} of {len(order)} images leaves {aside.sum()} and {(~aside).sum()}")
+    return Part(dataset, np.sort(order[~aside])), Part(dataset, np.sort(order[aside]))
 
 
 class Cached(ImageDataset):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from .clips import Clips, ClipSampling
 from .dataset import ImageDataset
@@ -63,6 +63,25 @@ def collate_clips(items: Sequence[tuple[Tensor, int] | BadVideo]) -> tuple[Tenso
     return clips[0] if len(clips) else clips, labels, bad
 
 
+def share(count: int, batch_size: int, rank: int, world_size: int, seed: int) -> list[int]:
+    """The images, of `count`, that a process trains on in an epoch, in their order: its part of every batch of all processes.
+
+    Where a batch divides evenly into pairs of its i-th image from the start and from the end, which is how mixup pairs them,
+    both are in one process, in an order in which they are paired again. So several processes mix what a single one mixes.
+
+    Args:
+        batch_size: of all processes; images at the end that do not fill one are left out, unless they are the only ones.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    batch_size = min(batch_size, -(-count // world_size) * world_size)
+    order = (
+        order[: count // batch_size * batch_size] if count >= batch_size else order[torch.arange(batch_size) % count]
+    )
+    place = torch.arange(batch_size)
+    owner = torch.minimum(place, batch_size - 1 - place) if batch_size % (2 * world_size) == 0 else place
+    return order.view(-1, batch_size)[:, owner % world_size == rank].flatten().tolist()
+
+
 def make_loader(
     dataset: ImageDataset | VideoDataset,
     size: int,
@@ -101,17 +120,15 @@ def make_loader(
     else:
         view = Resized(dataset, size)
     if train:
-        full = len(dataset) > batch_size * world_size
-        sampler = DistributedSampler(dataset, world_size, rank, seed=mix(seed, epoch, "order"), drop_last=full)
+        sampler = share(len(dataset), batch_size * world_size, rank, world_size, mix(seed, epoch, "order"))
     else:
-        full, sampler = False, range(rank, len(dataset), world_size)  # DistributedSampler would repeat or lose some
+        sampler = range(rank, len(dataset), world_size)
     return ImageLoader(
         view,
         skip_bad=train if skip_bad is None else skip_bad,
         collate_fn=collate if train or sampling is None else collate_clips,
         batch_size=batch_size if train or sampling is None else 1,
         sampler=sampler,
-        drop_last=full,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # seeds the workers, which draw nothing; the global generator stays as it is

@@ -1,17 +1,20 @@
-"""Decoding of video files from outside, which are never trusted, by decord (the package decord2)."""
+"""Decoding of video files from outside, which are never trusted."""
 
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .film import Film, require_av
 from .images import BadImage
 
-MAX_PIXELS = 2**19  # of a frame in memory; larger ones are decoded at a smaller size
+MAX_PIXELS = 2**19  # of a frame in memory; larger ones are made smaller as they are decoded
+MAX_ASPECT = 16  # of a pixel; a file may claim any
 AT_ONCE = 32  # frames decoded before they are rendered: 50 MB at MAX_PIXELS
 
 
@@ -19,81 +22,89 @@ class BadVideo(BadImage):
     """A video that cannot be read; loaders treat it as they do an image that cannot."""
 
 
-def require_decord():
-    """The module decord; ImportError names the extra that installs it."""
-    try:
-        import decord
-    except ImportError as error:
-        raise ImportError('videos need decord: pip install "s4nd[video]"') from error
-    return decord
-
-
 def read_frames(
     path: str | Path,
-    pick: Callable[[int, float], np.ndarray],
+    pick: Callable[[np.ndarray], np.ndarray],
     render: Callable[[Tensor], Tensor],
     side: int,
 ) -> Tensor:
-    """Frames of a video, upright, each decoded once and in the order of time.
+    """Frames of a video as a player shows them, upright and of square pixels, each decoded once and in the order of time.
 
     Args:
-        pick: from the number of frames and the frames per second (nan if the file does not say) to indices (n,) in any
-            order, repeated or not; those beyond the ends are taken as the ends.
+        pick: from times (count + 1,) in seconds, frame i being shown from times[i] to times[i + 1] and times[0] = 0, to indices
+            (n,) in any order, repeated or not; those beyond the ends are taken as the ends.
         render: (m, 3, H, W) uint8 -> (m, 3, h, w), called on some frames at a time.
-        side: frames of more than MAX_PIXELS are decoded with this shorter side, if that makes them smaller.
+        side: frames of more than MAX_PIXELS get this shorter side, if that makes them smaller.
 
     Returns:
         (n, 3, h, w), as rendered.
 
     Raises:
         BadVideo: not a video, damaged or truncated.
-        ImportError: decord is not installed.
+        ImportError: PyAV is not installed.
     """
-    decord = require_decord()
-    decord.logging.set_level(decord.logging.QUIET)
+    av = require_av()
+    av.logging.set_level(av.logging.PANIC)  # what is wrong is said by the error
     with _told_of(path):
         if not Path(path).stat().st_size:
             raise ValueError("the file is empty")
-        # One thread: the workers of a loader are the threads. The reader lives and dies in the worker that reads.
-        reader = decord.VideoReader(str(path), num_threads=1)
-        count, fps = len(reader), reader.get_avg_fps()
-    indices = pick(count, fps if 0 < fps < float("inf") else float("nan")).clip(0, count - 1)
-    order, back = np.unique(indices, return_inverse=True)
-    with _told_of(path):
-        first = reader[order[0]].asnumpy()
-        height, width = first.shape[:2]
-        if height * width > MAX_PIXELS and min(height, width) > side:
-            factor = side / min(height, width)
-            smaller = {"height": round(height * factor), "width": round(width * factor)}
-            reader = decord.VideoReader(str(path), num_threads=1, **smaller)
-            first = reader[order[0]].asnumpy()
-    parts = [render(_pixels(first[None]))]
-    for i in range(1, len(order), AT_ONCE):
+        film = Film(path)
+    with film:
         with _told_of(path):
-            some = order[i : i + AT_ONCE]
-            # Several in one call is faster, but refuses frames whose rows are padded.
-            together = first.shape[2] == 3
-            frames = reader.get_batch(some).asnumpy() if together else np.stack([reader[j].asnumpy() for j in some])
-        parts.append(render(_pixels(frames)))
+            picture = Picture(film.pixel_aspect, side)
+        indices = pick(film.times).clip(0, len(film.times) - 2)
+        order, back = np.unique(indices, return_inverse=True)
+        frames, parts = film.frames(order), []
+        while sum(map(len, parts)) < len(order):
+            with _told_of(path):
+                pixels = np.stack([picture(frame) for frame in islice(frames, AT_ONCE)])  # (m, H, W, 3)
+            parts.append(render(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
     frames = torch.cat(parts)
     return frames if len(order) == len(indices) and (np.diff(indices) > 0).all() else frames[torch.from_numpy(back)]
 
 
-def _pixels(frames: np.ndarray) -> Tensor:
-    """(m, H, W, C) from decord as (m, 3, H, W), channels last in memory.
+class Picture:
+    """Frames as arrays (H, W, 3) uint8 of square pixels, turned upright, all of the size of the first one.
 
-    FFmpeg pads the rows of a narrow frame to a multiple of 64 bytes; where that happens to be a multiple of the width,
-    decord counts more than 3 channels: a row is then 3 W bytes of pixels and padding.
+    Args:
+        pixel_aspect: width of a pixel in units of its height.
+        side: see `read_frames`.
     """
-    m, H, W, C = frames.shape
-    if C != 3:
-        frames = frames.reshape(m, H, W * C)[:, :, : 3 * W].reshape(m, H, W, 3)
-    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+    def __init__(self, pixel_aspect: float, side: int):
+        if not 1 / MAX_ASPECT <= pixel_aspect <= MAX_ASPECT:
+            raise ValueError(f"its pixels are {pixel_aspect:g} times as wide as high")
+        self.pixel_aspect, self.side, self.size = pixel_aspect, side, None
+        self.reformatter = require_av().video.reformatter.VideoReformatter()  # one for all: it keeps its tables
+
+    def __call__(self, frame) -> np.ndarray:
+        width, height = self.size = self.size or self._size(frame.width, frame.height)
+        options = {"format": "rgb24", "interpolation": "AREA" if width * height < frame.width * frame.height else None}
+        rgb = self.reformatter.reformat(frame, width, height, threads=1, **options).to_ndarray()
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        return rgb if matrix is None else turned(rgb, np.frombuffer(bytes(matrix), dtype=np.int32))
+
+    def _size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height to show; pixels are stretched along their shorter side, so that none is lost."""
+        wide, high = width * max(1, self.pixel_aspect), height / min(1, self.pixel_aspect)
+        factor = min(1, self.side / min(wide, high)) if wide * high > MAX_PIXELS else 1
+        return max(1, round(wide * factor)), max(1, round(high * factor))
+
+
+def turned(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) as its display matrix (9,) wants it: by quarter turns and mirrored, the nearest there is.
+
+    A pixel at (x, y) is shown at (x a + y c, x b + y d), with a, b, c, d = matrix[[0, 1, 3, 4]] (ISO/IEC 14496-12, 6.2.2).
+    """
+    a, b, c, d = matrix[[0, 1, 3, 4]].tolist()
+    if abs(b) > abs(a):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 @contextmanager
 def _told_of(path: str | Path) -> Iterator[None]:
-    """Whatever goes wrong inside is the video's fault: decord raises RuntimeError, AssertionError and its own error."""
+    """Whatever goes wrong inside is the video's fault: FFmpeg's errors are of many types."""
     try:
         yield
     except Exception as error:
@@ -101,8 +112,9 @@ def _told_of(path: str | Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, RuntimeError):
-        return "not a video that FFmpeg can open"
-    lines = str(error).splitlines() or [""]
-    said = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", lines[0])  # the time and decord's own source lines
+    if type(error) is ValueError:  # from here
+        return str(error)
+    if isinstance(error, require_av().error.InvalidDataError):
+        return "not a video that FFmpeg can open, or damaged"
+    said = re.sub(r"\[Errno \d+\] ", "", str(error).partition("\n")[0])
     return f"{type(error).__name__}: {said}"

@@ -34,7 +34,11 @@ class VideoDataset(Dataset):
 class VideoFolder(VideoDataset, Folder):
     """One split of ROOT/train/CLASS/*.mp4 and ROOT/val/CLASS/*.mp4 (or test/); classes and errors as in `Folder`."""
 
-    kind, extensions = "video", (".mp4", ".avi", ".mkv", ".mov", ".webm")
+    kind = "video"
+    extensions = (
+        *(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"),
+        *(".m2ts", ".mts", ".3gp", ".flv", ".ogv"),
+    )
 
 
 class ListedVideos(VideoDataset):
@@ -83,13 +87,13 @@ def hmdb51_lists(lists: Path, split: str, official_split: int) -> tuple[list[str
         ValueError: a line that is not `FILE TAG`.
     """
     ending = f"_test_split{official_split}.txt"
-    classes = sorted(path.name.removesuffix(ending) for path in lists.glob(f"*{ending}"))
+    classes = sorted(path.name.removesuffix(ending) for path in lists.glob(f"[!.]*{ending}"))  # "._x" is of no class
     if not classes:
         raise FileNotFoundError(f"HMDB-51 needs the official split files CLASS{ending} in {lists}, which holds none")
     files, labels = [], []
     for label, name in enumerate(classes):
         for file, tag in _lines(
-            lists / f"{name}{ending}", r"(\S+\.\w+)\s+([012])", "FILE.avi TAG, TAG being 0, 1 or 2"
+            lists / f"{name}{ending}", r"([^/]+\.\w+)\s+([012])", "FILE.avi TAG, TAG being 0, 1 or 2"
         ):
             if tag == HMDB51_TAGS[split]:
                 files.append(f"{name}/{file}")
@@ -99,12 +103,12 @@ def hmdb51_lists(lists: Path, split: str, official_split: int) -> tuple[list[str
 
 def ucf101_lists(lists: Path, split: str, official_split: int) -> tuple[list[str], list[str], list[int]]:
     """As `hmdb51_lists`; also raises ValueError for a class that classInd.txt does not name, or numbers otherwise."""
-    numbers = {name: int(number) for number, name in _lines(lists / "classInd.txt", r"(\d+)\s+(\S+)", "NUMBER CLASS")}
+    numbers = {name: int(number) for number, name in _lines(lists / "classInd.txt", r"(\d+)\s+(.+)", "NUMBER CLASS")}
     classes = sorted(numbers, key=numbers.__getitem__)
     path = lists / f"{split}list{official_split:02d}.txt"
     files, labels = [], []
     for file, name, number in _lines(
-        path, r"((\S+?)/[^\s/]+)(?:\s+(\d+))?", "CLASS/FILE.avi and, for training, NUMBER"
+        path, r"(([^/]+)/[^/]+\.\w+)(?:\s+(\d+))?", "CLASS/FILE.avi and, for training, NUMBER"
     ):
         if name not in numbers or (number and int(number) != numbers[name]):
             raise ValueError(
@@ -120,7 +124,7 @@ def _lines(path: Path, pattern: str, needed: str) -> list[tuple[str | None, ...]
     if not path.is_file():
         raise FileNotFoundError(f"needs the official split file {path}, which is not there")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         match = re.fullmatch(pattern, line.strip())

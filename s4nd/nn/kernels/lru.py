@@ -9,6 +9,7 @@ from s4nd.nn.kernels.base import Values
 from s4nd.nn.kernels.continuous import DAMPING_RANGE
 from s4nd.nn.kernels.diagonal import DiagonalKernel
 from s4nd.ops import pairs, phi1
+from s4nd.ops.precision import widest
 
 LOG_GAMMA_MAX = 20.0
 
@@ -53,7 +54,7 @@ class LRUKernel(DiagonalKernel):
         self._complete()
 
     def _set_operator(self, name: str, rows: slice) -> None:
-        where = dict(dtype=torch.float64, device=self.nu.device)
+        where = dict(dtype=widest(self.nu.device), device=self.nu.device)
         inner, outer = self.r_min**2, self.r_max**2
         square = inner + (outer - inner) * (1 - torch.rand(self.nu[rows].shape, **where))  # |lambda|^2
         damping = (-0.5 * torch.log(square)).clamp(*DAMPING_RANGE)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from s4nd.nn.kernels.base import COMBINATIONS, Values
 from s4nd.nn.kernels.continuous import ContinuousKernel
+from s4nd.ops.precision import wide
 from s4nd.ssm import dplr_init, dplr_kernel, dplr_step
 from s4nd.ssm.hippo import HIPPO, random_dplr
 from s4nd.ssm.stepping import Step
@@ -77,7 +78,6 @@ class S4Kernel(ContinuousKernel):
     def _kernel(self, p: Values, C: Tensor, L: int, rate: float, align: str) -> Tensor:
         dt, Lambda, *rest = self._system(p, C, rate)
         tol = torch.finfo(C.dtype).eps
-        # Loops in float64 need no more nodes than samples, and phases lose no digits; Apple's GPUs have no float64.
-        if C.device.type != "mps":
-            dt, Lambda = dt.double(), Lambda.double()
+        # Loops in float64 need no more nodes than samples, and phases lose no digits.
+        dt, Lambda = wide(dt), wide(Lambda)
         return dplr_kernel(dt, Lambda, *rest, L, align=align, tol=max(tol, 1e-11), backend=self.backend).to(C.dtype)

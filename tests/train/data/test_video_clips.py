@@ -1,6 +1,7 @@
 """Clips against videos whose frames are numbered by their grey values, and against slicing."""
 
 import logging
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ import torch
 from torchvision.transforms import v2
 
 from s4nd.train.data import BadVideo, Clips, ClipSampling, make_loader
-from s4nd.train.data.clips import MAX_CLIPS, crop
+from s4nd.train.data.clips import MAX_CLIPS, crop, frames_at
+from s4nd.train.data.film import Film
 from s4nd.train.data.motion import MOTION_RANGE
 from s4nd.train.data.resized import render
 from s4nd.train.data.video_sets import VideoDataset
 
-pytest.importorskip("decord", reason="needs decord2, the extra `video`")
+pytest.importorskip("av", reason="needs PyAV, the extra `video`")
 
 
 class Paths(VideoDataset):
@@ -50,6 +52,39 @@ def test_clip_lasts_as_long_at_every_frame_rate(video, fps):
     (found,) = numbers(clips(video(60, fps), clips=1)[0][0])
     start = (60 - fps) / 2  # the middle second
     assert found == [int(start + (k + 0.5) * fps / 4) for k in range(4)]
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.mkv"])
+def test_clips_last_as_long_as_they_should_where_the_rate_varies(name, tmp_path):
+    """A screen that changes every half second for 10 s, then 100 times a second: grey says the time of each picture."""
+    av = pytest.importorskip("av")
+    times = [500 * i if i < 20 else 10_000 + 10 * (i - 20) for i in range(40)]
+    grey = [16 + round(20 * t / 1000) for t in times]
+    with av.open(str(tmp_path / name), "w") as file:
+        stream = file.add_stream("libx264", rate=30, width=64, height=64, pix_fmt="yuv420p")
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for t, value in zip(times, grey, strict=True):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), value, dtype=np.uint8), format="rgb24")
+            frame.pts, frame.time_base = t, Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    data = Paths(tmp_path / name)
+    with Film(tmp_path / name) as film:
+        end = film.times[-1]
+    assert 10.2 <= end <= 10.19 + 1 / 30  # PyAV writes the usual duration for the last frame of some containers
+    for seconds, K in ((10.0, 2), (2.0, 6), (0.5, 21)):
+        found = clips(data, seconds=seconds)[0][0].float().mean((1, 3, 4))  # (K, 4)
+        starts = np.linspace(0, end - seconds, K)
+        instants = starts[:, None] + (np.arange(4) + 0.5) * seconds / 4
+        shown = np.array(grey)[np.searchsorted(times, 1000 * instants + 1, side="right") - 1]
+        assert found.shape == (K, 4)
+        assert np.abs(found.numpy() - shown).max() < 3  # a third of a step of half a second
+
+
+def test_instant_at_which_a_frame_begins_means_that_frame_however_times_are_rounded():
+    exact = np.arange(61) / 30
+    for times in (exact, exact.round(3), np.floor(1000 * exact) / 1000, np.ceil(1000 * exact) / 1000):
+        assert frames_at(times, exact[:-1]).tolist() == list(range(60))
 
 
 @pytest.mark.parametrize("count, K", [(1, 1), (3, 1), (30, 1), (31, 2), (60, 2)])

@@ -14,7 +14,7 @@ def tree(tmp_path):
     for split in ("train", "val"):
         for name in ("jump", "run"):
             (tmp_path / split / name).mkdir(parents=True)
-            for file in ("a.mp4", "b.AVI", "notes.txt"):
+            for file in ("a.mp4", "b.AVI"):
                 (tmp_path / split / name / file).touch()
     return tmp_path
 
@@ -95,10 +95,36 @@ def test_ucf101_list_that_contradicts_its_index_is_an_error(ucf, line):
         ucf101_lists(ucf, "train", 1)
 
 
+def test_lists_may_have_spaces_and_begin_with_a_byte_order_mark(tmp_path):
+    for name in ("Base ball", "Golf"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            (tmp_path / name / f"v 0{i}.avi").touch()
+    (tmp_path / "classInd.txt").write_text("1 Base ball\r\n2 Golf\r\n", encoding="utf-8-sig")
+    (tmp_path / "trainlist01.txt").write_text("Base ball/v 00.avi 1\nGolf/v 00.avi 2\n", encoding="utf-8-sig")
+    (tmp_path / "testlist01.txt").write_text("Golf/v 01.avi\nBase ball/v 01.avi\n", encoding="utf-8-sig")
+    train, test = UCF101(tmp_path, "train", tmp_path), UCF101(tmp_path, "test", tmp_path)
+    assert train.classes == ["Base ball", "Golf"] and train.labels.tolist() == [0, 1]
+    assert test[0] == (str(tmp_path / "Golf" / "v 01.avi"), 1)
+
+
+def test_hidden_files_among_the_lists_are_no_classes(hmdb):
+    (hmdb / "._jump_test_split2.txt").write_bytes(b"\0\5\x16\7")
+    (hmdb / "jump_test_split2.txt").write_text("jump_(x)#0!.avi 1\n", encoding="utf-8-sig")
+    assert HMDB51(hmdb, "train", hmdb, 2).classes == ["jump", "run"]
+
+
 def test_class_folders_hold_videos_of_any_container(tree):
     data = VideoFolder(tree, "test")
     assert data.classes == ["jump", "run"] and data.labels.tolist() == [0, 0, 1, 1]
     assert data[3] == (str(tree / "val" / "run" / "b.AVI"), 1)
+    others = [
+        f"x.{kind}"
+        for kind in ["mov", "mkv", "webm", "m4v", "mpg", "mpeg", "ts", "wmv", "m2ts", "mts", "3gp", "flv", "ogv"]
+    ]
+    for file in others:
+        (tree / "val" / "run" / file).touch()
+    assert len(VideoFolder(tree, "test")) == 4 + len(others)
 
 
 def test_absent_split_says_the_layout_for_videos(tree):
@@ -108,7 +134,7 @@ def test_absent_split_says_the_layout_for_videos(tree):
 
 
 def test_limit_takes_the_classes_in_turn(tree):
-    pytest.importorskip("decord", reason="needs decord2, the extra `video`")
+    pytest.importorskip("av", reason="needs PyAV, the extra `video`")
     data = build_dataset("video", tree, "train", limit=2)
     assert sorted(data.labels) == [0, 1] and data[0][0].startswith(str(tree))
 

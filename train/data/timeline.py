@@ -1,0 +1,82 @@
+"""From the packets of a video to its frames: in which order and when they are shown, and where decoding can begin."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+FARTHEST = 64  # places by which a frame may be shown earlier or later than it is decoded; codecs allow 16
+
+
+class PacketTimes(NamedTuple):
+    """What a container says of a packet, in ticks of its clock."""
+
+    place: int  # among all packets, in the order of decoding
+    pts: int | None  # when its frame is shown
+    dts: int | None  # when it is decoded
+    duration: int  # 0: not said
+    key: bool  # decoding can begin here
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Frames in the order in which they are shown.
+
+    Attributes:
+        ticks: (n + 1,) float64: frame i is shown from ticks[i] to ticks[i + 1].
+        timed: frames are known by their presentation times; otherwise they are counted.
+        names: (n,) int64: what a frame is known by: its presentation time, or its number.
+        starts: (place, name) of the packets where decoding can begin, both increasing.
+    """
+
+    ticks: np.ndarray
+    timed: bool
+    names: np.ndarray
+    starts: Sequence[tuple[int, int]]
+
+
+def timeline(packets: Sequence[PacketTimes], reorders: bool) -> Timeline:
+    """The frames of packets that are shown, given in the order of decoding.
+
+    Args:
+        reorders: the codec shows frames in another order than it decodes them; times in the order of decoding are then no
+            presentation times, whatever the container calls them.
+
+    Raises:
+        ValueError: no packets, or they do not say when frames are shown.
+    """
+    keys = [i for i, packet in enumerate(packets) if packet.key]
+    packets = packets[keys[0] :] if keys else packets  # what comes before a keyframe cannot be decoded
+    if not packets:
+        raise ValueError("it holds no frames")
+    if not _are_presentation_times([packet.pts for packet in packets], reorders):
+        return Timeline(_counted(packets), False, np.arange(len(packets)), [(0, 0)])
+    shown = sorted((p for p in packets if p.pts >= packets[0].pts), key=lambda packet: packet.pts)
+    names = np.array([packet.pts for packet in shown], dtype=np.int64)
+    last = shown[-1].duration or (names[-1] - names[-2] if len(names) > 1 else 1)
+    starts = [(packets[0].place, packets[0].pts)]
+    for packet in packets[1:]:
+        if packet.key and packet.pts > starts[-1][1]:
+            starts.append((packet.place, packet.pts))
+    return Timeline(np.array([*names, names[-1] + last], dtype=np.float64), True, names, starts)
+
+
+def _are_presentation_times(pts: Sequence[int | None], reorders: bool) -> bool:
+    if None in pts or len(set(pts)) < len(pts):
+        return False
+    moved = np.abs(np.argsort(pts) - np.arange(len(pts))).max()
+    return moved <= FARTHEST and (moved > 0 or not reorders or len(pts) == 1)
+
+
+def _counted(packets: Sequence[PacketTimes]) -> np.ndarray:
+    """Ticks (n + 1,) of frames that are counted: times of decoding or, where some are missing, the sum of the durations."""
+    stamps = [packet.pts if packet.dts is None else packet.dts for packet in packets]
+    durations = np.array([packet.duration for packet in packets], dtype=np.float64)
+    if None not in stamps and (np.diff(stamps) > 0).all():
+        return (
+            np.append(stamps, stamps[-1] + (durations[-1] or (stamps[-1] - stamps[-2] if len(stamps) > 1 else 1))) * 1.0
+        )
+    if not (durations > 0).all():
+        raise ValueError("it does not say when its frames are shown")
+    return np.append(0, durations.cumsum())
