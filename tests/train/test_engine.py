@@ -205,6 +205,7 @@ def trainer(config):
     """At the beginning of a run of two stages; `config` has every source of randomness."""
     trainer = Trainer(config("schedule.warmup_epochs=0"), torch.device("cpu"))
     trainer.enter(0)
+    trainer.parallel = trainer.model  # as in the first step of one process
     return trainer
 
 
@@ -250,21 +251,22 @@ def test_loss_of_an_epoch_is_the_mean_over_its_images(trainer, monkeypatch):
 def test_losses_and_scores_are_summed_over_the_processes(trainer, monkeypatch):
     """With another process that has seen three times as much, of a loss of 0 and all of it right."""
 
-    def summed(values):
-        *sums, count = values.tolist()
-        return torch.tensor([3 * count + sums[0], *sums[1:], 4 * count] if len(sums) == 2 else [*sums, 4 * count])
+    def summed(values, _):
+        *sums, count = torch.as_tensor(values).tolist()
+        return [sums[0] + 3 * count, *sums[1:], 4 * count] if len(sums) == 2 else [*sums, 4 * count]
 
-    _, images = trainer.train_epoch(0)
     alone = trainer.test()
-    trainer.epoch = 0
+    loss, images = trainer.train_epoch(0)
+    monkeypatch.setattr(trainer, "train_step", lambda *_: loss)
     monkeypatch.setattr(engine, "sum_over_processes", summed)
     monkeypatch.setattr(evaluate, "sum_over_processes", summed)
-    assert trainer.train_epoch(0)[1] == 4 * images == 192
+    assert trainer.train_epoch(0) == (pytest.approx(loss / 4), 4 * images)
     together = trainer.test()
     assert together.images == 4 * alone.images == 80 and together.accuracy >= 0.75
 
 
 def test_noise_of_an_epoch_follows_from_seed_epoch_and_process(trainer, monkeypatch):
+    """But for the shares of mixup, which are those of the first process for all."""
     monkeypatch.setattr(trainer, "batches", lambda: [])
 
     def noise(epoch, rank):
@@ -272,8 +274,9 @@ def test_noise_of_an_epoch_follows_from_seed_epoch_and_process(trainer, monkeypa
         trainer.train_epoch(0)
         return torch.rand(1).item(), np.random.rand()  # noqa: NPY002  it is what Mixup draws from
 
-    drawn = [noise(0, 0), noise(1, 0), noise(0, 1)]
-    assert noise(0, 0) == drawn[0] and len(set(drawn)) == 3
+    (first, share), (later, later_share), (other, other_share) = noise(0, 0), noise(1, 0), noise(0, 1)
+    assert noise(0, 0) == (first, share) and len({first, later, other}) == 3
+    assert other_share == share != later_share
 
 
 def test_epochs_of_a_run_have_orders_of_their_own(trainer):

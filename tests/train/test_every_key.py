@@ -40,6 +40,7 @@ def trainer(config):
     def begin(*overrides):
         trainer = Trainer(config(*overrides), CPU)
         trainer.enter(0)
+        trainer.parallel = trainer.model  # as in the first step of one process
         return trainer
 
     return begin
@@ -87,12 +88,19 @@ def test_data_root(trainer, tmp_path):
 
 def test_data_train_limit(trainer):
     limited = trainer("data.train_limit=17")
-    assert (len(limited.train_set), len(limited.test_set)) == (17, 20)
+    assert (len(limited.train_set), len(limited.judges)) == (17, 20)
 
 
 def test_data_test_limit(trainer):
     limited = trainer("data.test_limit=7")
-    assert (len(limited.train_set), len(limited.test_set)) == (48, 7) and limited.test().images == 7
+    assert (len(limited.train_set), len(limited.judges)) == (48, 7) and limited.test().images == 7
+
+
+def test_data_val_fraction(trainer):
+    """A quarter of the 24 training images of each class choose the best epoch; the others are trained on."""
+    apart = trainer("data.val_fraction=0.25")
+    counts = [np.bincount(part.labels).tolist() for part in (apart.train_set, apart.judges)]
+    assert counts == [[18, 18], [6, 6]] and apart.test().images == 12
 
 
 def test_data_hflip(trainer):
@@ -140,12 +148,12 @@ def names(dataset):
 
 def test_data_lists(listed, config):
     trainer = Trainer(video(config, *listed), CPU)
-    assert (names(trainer.train_set), names(trainer.test_set)) == (["0.avi"] * 2, ["1.avi"] * 2)
+    assert (names(trainer.train_set), names(trainer.judges)) == (["0.avi"] * 2, ["1.avi"] * 2)
 
 
 def test_data_split(listed, config):
     trainer = Trainer(video(config, *listed, "data.split=2"), CPU)
-    assert (names(trainer.train_set), names(trainer.test_set)) == (["2.avi"] * 2, ["0.avi"] * 2)
+    assert (names(trainer.train_set), names(trainer.judges)) == (["2.avi"] * 2, ["0.avi"] * 2)
 
 
 def video(config, *overrides):
@@ -168,7 +176,7 @@ def clips(config, write_video):
             last = write_video(f"videos/{name}.mp4", 60, noise=noise, grey=lambda i: 4 * i)
         source = ["data.name=video", f"data.root={last.parents[2]}"]
         trainer = Trainer(video(config, *source, *overrides), CPU)
-        dataset = trainer.train_set if train else trainer.test_set
+        dataset = trainer.train_set if train else trainer.judges
         return next(iter(trainer.loader(dataset, 0, train=train)))[0]
 
     return see

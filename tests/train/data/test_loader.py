@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from s4nd.train.data import BadImage, build_dataset, make_loader
+from s4nd.train.data.loader import share
 
 
 def labels_of(loader):
@@ -100,6 +101,18 @@ def test_processes_together_take_the_steps_of_one(numbered, count, world_size):
         }
         assert sorted(seen) == sorted(labels.tolist())
         assert all(torch.equal(seen[label], image) for image, label in zip(images, labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_hold_the_pairs_that_one_would_mix(world_size):
+    """An image is mixed with the one as far from the other end of its batch."""
+
+    def pairs(rank, world_size):
+        batches = torch.tensor(share(30, 12, rank, world_size, seed=0)).view(2, 12 // world_size)
+        return {frozenset(pair) for row in batches.tolist() for pair in zip(row, row[::-1], strict=True)}
+
+    alone = pairs(0, 1)
+    assert len(alone) == 12 and set.union(*(pairs(rank, world_size) for rank in range(world_size))) == alone
 
 
 def test_every_process_gets_the_only_batch_even_if_it_cannot_be_shared_evenly(numbered):
