@@ -23,7 +23,7 @@ setup(
         "numpy>=1.26",
         "einops>=0.7",
         "omegaconf>=2.3",
-        "pillow>=10.0",
+        "pillow>=10.1",
         "pyyaml>=6.0",
         "safetensors>=0.4.3",
         "tensorboard>=2.16",

@@ -17,6 +17,7 @@ from .checkpoint import load_model, read_checkpoint
 from .config import load_config
 from .convert import convert_checkpoint
 from .data import LISTED_DATASETS, build_dataset
+from .data.names import difference, order_by_name
 from .device import choose_device
 from .engine import DivergedError, train
 from .export import INSTALL, export_model
@@ -183,7 +184,11 @@ def _curves(path: str, name: str, args: argparse.Namespace, device: torch.device
     lists = data.lists if source.name in LISTED_DATASETS else None
     dataset = build_dataset(source.name, root, "test", limit=limit, lists=lists, official_split=data.split)
     if list(dataset.classes) != meta.classes:
-        raise ValueError(f"{path} was trained on the classes {meta.classes}, the data has {list(dataset.classes)}")
+        order = order_by_name(dataset.classes, meta.classes)
+        if order is None:
+            odd = difference(meta.classes, dataset.classes, "the checkpoint", "the data")
+            raise ValueError(f"{path} was trained on other classes than those of {source.name}: {odd}")
+        model.register_forward_hook(lambda module, args, logits: logits[:, order])
     settings = {"batch_size": args.batch_size, "workers": args.workers, "device": device, "skip_bad": args.skip_bad}
     sizes, trained_size = sorted(set(args.sizes)), config.stages[meta.stage].size
     for frames in sorted(set(args.frames or [data.frames])):

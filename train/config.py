@@ -62,7 +62,7 @@ class InitConfig:
     """Weights to begin with: a checkpoint of `s4nd train`, or safetensors with a model's state dict, such as timm's."""
 
     inflate: str | None = None  # of an image model, for a video model; see models/inflate.py
-    weights: str | None = None  # of the same model; a classifier of other classes stays as drawn
+    weights: str | None = None  # of the same model; a classifier of classes of other names stays as drawn
 
 
 @dataclass
@@ -300,3 +300,6 @@ def _problems(config: Config) -> Iterable[str]:
     for key in config.model.args:
         if key in RESERVED_ARGS:
             yield f"model.args.{key} cannot be set: {RESERVED_ARGS[key]}"
+    channels = config.model.args.get("in_chans", 3)
+    if type(channels) is not int or channels not in (1, 3):
+        yield f"model.args.in_chans must be 3, for colour, or 1, for the luma of {data.name}, got {channels!r}"

@@ -25,6 +25,7 @@ from s4nd.ops import BackendError
 from .checkpoint import Meta, load_weights, save_checkpoint
 from .config import Config
 from .data import build_dataset, make_loader, split_off
+from .data.names import difference
 from .device import choose_device
 from .evaluate import Score, evaluate
 from .initial import initialise
@@ -32,7 +33,7 @@ from .logs import RunLog, summary_line
 from .model import REFUSALS, build_model, check_runs, enter_stage, to_input
 from .optim import create_optimizer, create_schedule
 from .processes import from_first, join, leave, sum_over_processes
-from .state import STATE_FILE, carry_over, find_state, save_state
+from .state import STATE_FILE, carry_over, check_classes, find_state, save_state
 
 
 class DivergedError(RuntimeError):
@@ -72,6 +73,7 @@ class Trainer:
     """A run in one process: the model, its averages and how far it has come.
 
     Attributes:
+        classes: their names, in the order of the model's answers.
         epoch: epochs finished, over all stages.
         step: optimizer steps made, over all stages.
         best: the highest accuracy of the present stage, on `judges`.
@@ -101,21 +103,23 @@ class Trainer:
                 raise ValueError(f"data.val_fraction={data.val_fraction:g}: {error}") from None
         if rank == 0 and world_size > 1:
             dist.barrier()
-        if self.train_set.classes != self.judges.classes:
-            raise ValueError(f"training classes {self.train_set.classes} are not the test's {self.judges.classes}")
+        self.classes = list(self.train_set.classes)
+        odd = difference(self.classes, self.judges.classes, "the training data", "the test data")
+        if odd:
+            raise ValueError(f"training and test data must have the same classes: {odd}")
         random_seed(config.seed)
-        self.model = build_model(config, len(self.train_set.classes)).to(device)
+        self.model = build_model(config, len(self.classes)).to(device)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema is not None else None
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         alphas = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix}
-        classes = len(self.train_set.classes)
+        classes = len(self.classes)
         self.mixup = Mixup(**alphas, label_smoothing=0.0, num_classes=classes) if mixes else None  # criterion smooths
         self.epoch = self.step = 0
         self.stage, self.best = -1, -1.0
 
     def initialise(self) -> None:
         """Begin with the weights that config.init names."""
-        done = from_first(lambda: initialise(self.model, self.config))
+        done = from_first(lambda: initialise(self.model, self.config, self.classes))
         if done is None:
             return
         weights = from_first(lambda: {key: value.cpu() for key, value in self.model.state_dict().items()})
@@ -182,8 +186,14 @@ class Trainer:
         self.steps_per_epoch = len(self.loader(self.train_set, stage, train=True))
         epochs = self.config.stages[stage].epochs
         self.schedule = create_schedule(self.optimizer, self.config.schedule, epochs, self.steps_per_epoch)
-        self.parallel = None  # wrapped at the first step, when the weights are what they are to be
+        self.wrapped = None
         self.stage, self.best = stage, -1.0
+
+    def parallel(self) -> nn.Module:
+        """The model for training, over all processes; wrapped at the first step, when the weights are what they are to be."""
+        if self.wrapped is None:
+            self.wrapped = DistributedDataParallel(self.model) if self.world_size > 1 else self.model
+        return self.wrapped
 
     def loader(self, dataset, stage: int, *, train: bool):
         """Batches of this process for the coming epoch."""
@@ -214,8 +224,6 @@ class Trainer:
         )
         random_seed(own)
         np.random.seed(common)  # noqa: NPY002  timm's mixup draws from it: all processes mix alike, as one would
-        if self.parallel is None:
-            self.parallel = DistributedDataParallel(self.model) if self.world_size > 1 else self.model
         loss_sum, count = 0.0, 0
         for i, (images, labels) in enumerate(self.batches()):
             self.schedule.step_update(epoch_of_stage * self.steps_per_epoch + i)
@@ -256,7 +264,7 @@ class Trainer:
         if self.mixup:
             images, labels = self.mixup(images, labels)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.amp == "bf16"):
-            logits = self.parallel(images)
+            logits = self.parallel()(images)
         loss = self.criterion(logits.float(), labels)
         value = loss.item()
         if not math.isfinite(value):
@@ -290,7 +298,7 @@ class Trainer:
     def save(self, folder: Path, score: Score) -> None:
         """Write last.safetensors, and best.safetensors if this epoch is the best of its stage."""
         kind = "ema" if self.ema else "model"
-        meta = Meta(self.epoch, self.stage, score.accuracy, list(self.train_set.classes), kind, self.split)
+        meta = Meta(self.epoch, self.stage, score.accuracy, self.classes, kind, self.split)
         weights = self.weights().state_dict()
         if score.accuracy > self.best:
             self.best = score.accuracy
@@ -301,10 +309,12 @@ class Trainer:
         """What `restore` needs, as tensors and plain containers."""
         progress = {"epoch": self.epoch, "step": self.step, "stage": self.stage, "best": self.best}
         ema = self.ema.module.state_dict() if self.ema else None
-        return {**progress, "model": self.model.state_dict(), "ema": ema, "optimizer": self.optimizer.state_dict()}
+        weights = {"model": self.model.state_dict(), "ema": ema, "optimizer": self.optimizer.state_dict()}
+        return {**progress, "classes": self.classes, **weights}
 
     def restore(self, state: dict) -> None:
-        """Continue from the end of an epoch."""
+        """Continue from the end of an epoch; ValueError if it was of other classes."""
+        check_classes(state, self.classes)
         self.enter(state["stage"])
         load_weights(self.model, state["model"], STATE_FILE)
         if self.ema:

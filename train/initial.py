@@ -1,5 +1,10 @@
-"""The weights that a run begins with: of an image model, for a video model, or of the same model trained on something else."""
+"""The weights that a run begins with: of an image model, for a video model, or of the same model trained on something else.
 
+A classifier is worth its names alone: it is taken for the same classes, each row by its name, and stays as drawn otherwise.
+"""
+
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -8,10 +13,14 @@ from s4nd.models import inflate
 
 from .checkpoint import load_model, load_weights, read_tensors
 from .config import Config
+from .data.names import difference, order_by_name
 
 
-def initialise(model: nn.Module, config: Config) -> str | None:
+def initialise(model: nn.Module, config: Config, classes: Sequence[str]) -> str | None:
     """Fill a fresh model as config.init says; what was done, for the log, or None if it says nothing.
+
+    Args:
+        classes: names of the model's classes.
 
     Raises:
         FileNotFoundError: no such file.
@@ -21,42 +30,84 @@ def initialise(model: nn.Module, config: Config) -> str | None:
         path = getattr(config.init, key)
         if path is not None:
             try:
-                return f"init.{key}={path}: {fill(model, path, config)}"
+                return f"init.{key}={path}: {fill(model, path, config, classes)}"
             except ValueError as error:
                 raise ValueError(f"init.{key}={path}: {error}") from None
     return None
 
 
-def _inflate(model: nn.Module, path: str, config: Config) -> str:
-    return str(inflate(_source(path), model))
+def _inflate(model: nn.Module, path: str, config: Config, classes: Sequence[str]) -> str:
+    weights, found = _source(path)
+    drawn = {key: value.clone() for key, value in model.state_dict().items() if _of_classifier(key, model)}
+    report = inflate(weights, model)
+    taken = [key for key in report.copied if key in drawn]
+    order, note = _rows(found, classes)
+    if order is None:
+        report = report._replace(
+            copied=[key for key in report.copied if key not in taken], initial=[*report.initial, *taken]
+        )
+    own = model.state_dict()
+    for key in taken:
+        own[key].copy_(drawn[key] if order is None else _in_order(own[key], order))
+    return f"{report}{note}"
 
 
-def _load(model: nn.Module, path: str, config: Config) -> str:
-    source, frames = _source(path), {}
+def _load(model: nn.Module, path: str, config: Config, classes: Sequence[str]) -> str:
+    (source, found), frames = _source(path), {}
     if hasattr(model, "num_frames"):
         frames["num_frames"] = model.num_frames
     if isinstance(source, nn.Module):
         if hasattr(source, "set_input_size"):  # re-sampled for the size of this run
             source.set_input_size(img_size=config.stages[0].size, **frames)
         source = source.state_dict()
-    own, classifier = model.state_dict(), model.pretrained_cfg["classifier"]
-    other = [
+    own = model.state_dict()
+    taken = [
         key
         for key, value in own.items()
-        if key.startswith(f"{classifier}.") and key in source and _differ_in_classes(value, source[key])
+        if _of_classifier(key, model) and key in source and source[key].shape[1:] == value.shape[1:]
     ]
-    load_weights(model, {**source, **{key: own[key] for key in other}}, Path(path).name)
+    order, note = _rows(found, classes)
+    rows = {key: own[key] if order is None else _in_order(source[key], order) for key in taken}
+    load_weights(model, {**source, **rows}, Path(path).name)
     if hasattr(model, "set_input_size"):  # bare weights say themselves what they were trained on
         model.set_input_size(img_size=config.stages[0].size, **frames)
-    left = f"; as drawn, for other classes: {', '.join(other)}" if other else ""
-    return f"{len(own) - len(other)} tensors{left}"
+    left = [] if order is not None else taken
+    return f"{len(own) - len(left)} tensors{note}" + (f": {', '.join(left)}" if left else "")
 
 
-def _differ_in_classes(a: Tensor, b: Tensor) -> bool:
-    return a.shape[1:] == b.shape[1:] and len(a) != len(b)
+def _rows(found: list[str] | None, wanted: Sequence[str]) -> tuple[list[int] | None, str]:
+    """Which rows of a classifier of the classes `found` are those of `wanted`, None for none; and a note for the report."""
+    if found is None:
+        return None, "; the file does not name its classes; classifier as drawn"
+    order = order_by_name(wanted, found)
+    if order is None:
+        odd = difference(found, wanted, "the file", "the data")
+        return None, f"; {odd}; classifier as drawn, for other classes"
+    return order, "" if order == sorted(order) else "; rows of the classifier taken by name"
 
 
-def _source(path: str) -> nn.Module | dict[str, Tensor]:
-    """The model of a checkpoint of `s4nd train`, the state dict of another safetensors file."""
+def _in_order(value: Tensor, order: list[int]) -> Tensor:
+    """A tensor of the classifier with its rows in another order, if they are of classes."""
+    return value[order] if len(value) == len(order) else value
+
+
+def _of_classifier(key: str, model: nn.Module) -> bool:
+    parts = model.pretrained_cfg["classifier"] or ()  # of a distilled model several
+    return any(key.startswith(f"{part}.") for part in ([parts] if isinstance(parts, str) else parts))
+
+
+def _source(path: str) -> tuple[nn.Module | dict[str, Tensor], list[str] | None]:
+    """The model of a checkpoint of `s4nd train`, or the state dict of another safetensors file; and its classes if it says."""
     tensors, metadata = read_tensors(path)
-    return load_model(path)[0] if "config" in metadata else tensors
+    if "config" in metadata:
+        model, _, meta = load_model(path)
+        return model, meta.classes
+    if "classes" not in metadata:
+        return tensors, None
+    try:
+        classes = json.loads(metadata["classes"])
+    except json.JSONDecodeError:
+        classes = None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"the metadata's classes must be a JSON list of names, got {metadata['classes'][:80]!r}")
+    return tensors, classes

@@ -4,7 +4,7 @@ import difflib
 
 import timm
 import torch
-from timm.models import is_model
+from timm.models import get_model_input_config, is_model
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
@@ -13,6 +13,7 @@ from s4nd import S4ND, set_bandlimit
 from s4nd.ops import BackendError
 
 from .config import Config
+from .data.photos import LUMA, to_grey
 
 # What models raise at a size that they do not take: torch, timm and the layer.
 REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError)
@@ -37,6 +38,8 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
     except TypeError as error:
         raise ValueError(f"model {name} does not take model.args {config.model.args}: {error}") from error
     set_bandlimit(model, config.stages[stage].bandlimit)
+    mean, std = normalisation(model)
+    model.pretrained_cfg.update(mean=mean, std=std)  # of as many channels as the model has, for whoever asks the model
     return model
 
 
@@ -80,12 +83,33 @@ def check_runs(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
         raise ValueError(f"{name} does not run at {clip}{height} x {width} pixels: {reason}") from error
 
 
-def to_input(images: Tensor, model: nn.Module, device: torch.device) -> Tensor:
-    """uint8 images (B, 3, H, W) or clips (B, 3, T, H, W) to the input on `device`.
+def channels(model: nn.Module) -> int:
+    """Of the model's input: 3 for colour, 1 for grey."""
+    return get_model_input_config(model)["input_size"][0]
 
-    They are scaled to [0, 1], then by the mean and std of pretrained_cfg.
+
+def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of each channel of the input, white being 1: what pretrained_cfg says.
+
+    timm says them of colour images, whatever the channels of the model. Those of a grey model are their luma: the mean of
+    luma is the luma of the means, and so is the std where the colours of an image go up and down together.
     """
-    images = images.to(device, non_blocking=True).float().div_(255)
+    mean, std = tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
+    if channels(model) != 1 or len(mean) == 1:
+        return mean, std
+    return tuple((sum(weight * x for weight, x in zip(LUMA, values, strict=True)) / 1000,) for values in (mean, std))
+
+
+def to_input(images: Tensor, model: nn.Module, device: torch.device) -> Tensor:
+    """uint8 images (B, 3, H, W) or clips (B, 3, T, H, W) to the input on `device`, (B, 1, ...) of their luma for a grey model.
+
+    They are scaled to [0, 1], then by `normalisation`.
+    """
+    images = images.to(device, non_blocking=True)
+    if channels(model) == 1:
+        images = to_grey(images, dim=1).unsqueeze(1)
+    images = images.float().div_(255)
     pixels = images if images.ndim == 4 else images.transpose(1, 2)  # the channels third from last
-    normalize(pixels, list(model.pretrained_cfg["mean"]), list(model.pretrained_cfg["std"]), inplace=True)
+    mean, std = normalisation(model)
+    normalize(pixels, list(mean), list(std), inplace=True)
     return images

@@ -4,7 +4,9 @@ All randomness of an epoch is drawn from (seed, epoch, process), so no state of 
 """
 
 import io
+import logging
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import torch
 
 from .checkpoint import FORMAT_VERSION
 from .config import Config, config_to_dict
+from .data.names import difference
 from .files import write_atomically
 
 STATE_FILE = "last.state"
-# May differ between a run and its continuation: where it runs and writes, not what it computes.
+# May differ between a run and its continuation: where it runs and writes, not what it computes. The data may have moved.
 EXEMPT = {"out", "resume", "device", "data.root", "data.workers"}
+
+logger = logging.getLogger("s4nd")
 
 
 def save_state(folder: Path, config: Config, state: dict[str, Any]) -> None:
@@ -46,6 +51,24 @@ def load_state(folder: Path, config: Config) -> dict[str, Any]:
     if differing:
         raise ValueError(f"{folder} holds a run with another config: {'; '.join(differing)}")
     return state
+
+
+def check_classes(state: dict[str, Any], classes: Sequence[str]) -> None:
+    """The data must have the classes of the run, by name and in its order. An older run did not keep them: a warning.
+
+    Raises:
+        ValueError: it has not; says what differs.
+    """
+    kept = state.get("classes")
+    if kept is None:
+        logger.warning(
+            "the run to resume is of an older version, which did not keep the names of its classes; whether they are those of "
+            "the data cannot be told"
+        )
+        return
+    odd = difference(kept, classes, "the run", "the data")
+    if odd:
+        raise ValueError(f"the run to resume has other classes than the data: {odd}")
 
 
 def find_state(config: Config) -> dict[str, Any] | None:

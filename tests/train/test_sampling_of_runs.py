@@ -116,7 +116,7 @@ def test_model_begun_with_weights_of_another_size_is_what_its_own_checkpoint_giv
     run.init.weights = str(path)
     torch.manual_seed(1)
     model = build_model(run, 2)
-    initialise(model, run)
+    initialise(model, run, ["a", "b"])
     path = save(model, run, tmp_path / "second.safetensors")
     assert_its_file_gives_it(model, path, "s4nd_convnext_micro", SMALL, (32, 32), (64, 64), (48, 40))
 
@@ -130,7 +130,7 @@ def test_weights_of_another_size_answer_as_the_model_that_they_are_from(bare, tm
     run = of(64)
     run.init.weights = str(save(source, of(32), tmp_path / "first.safetensors"))
     model = build_model(run, 2)
-    initialise(model, run)
+    initialise(model, run, ["a", "b"])
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert_close(model.eval()(x), source.eval()(x), 1e-5)  # dt is rounded anew in float32
@@ -153,7 +153,7 @@ def test_inflated_model_is_what_its_own_checkpoint_gives(bare, tmp_path, frames)
         f"init.inflate={path}",
     )
     model = build_model(run, 2)
-    initialise(model, run)
+    initialise(model, run, ["a", "b"])
     path = save(model, run, tmp_path / "video.safetensors")
     assert_its_file_gives_it(model, path, "s4nd_convnext3d_micro", SMALL, (4, 32, 32), (6, 48, 48), (4, 40, 64))
 

@@ -1,42 +1,54 @@
-"""Parquet files in the Hugging Face image layout: a column `image` (struct of bytes and path), and an integer `label`."""
+"""Parquet files in the Hugging Face image layout: an image column (struct of bytes and path), and an integer label."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from .dataset import ImageDataset
+from .folder import is_hidden
 from .images import BadImage, decode
+from .names import difference
 
 PATTERNS = {"train": ("train",), "test": ("test", "validation")}  # the first that is there
+# What the Hub's data sets call their columns, ImageNet's, CIFAR-10's and CIFAR-100's among them; the first that is there.
+IMAGE, LABEL = ("image", "img"), ("label", "fine_label")
 
 
 class Parquet(ImageDataset):
     """One split: ROOT/train*.parquet, ROOT/test*.parquet (or validation*), or the same in ROOT/data/.
 
     The encoded images stay in memory as Arrow arrays, about the size of the files, and are decoded when asked for; forked
-    workers share them. The names of the classes come from the metadata of the file, else they are the numbers.
+    workers share them. The names of the classes come from the metadata of the files, else they are the numbers.
 
     Raises:
         FileNotFoundError: no such files.
-        ValueError: not parquet, without the columns, or with labels that are no classes.
+        ValueError: not parquet, without the columns, with labels that are no classes, or of other classes than the other files
+            of either split; the message names the file.
     """
 
     def __init__(self, root: str | Path, split: str):
-        files = find_files(Path(root), split)
-        tables = [read_columns(file) for file in files]
-        self.files, self.offsets = files, [0, *accumulate(len(table) for table in tables)]
-        self.encoded = _chunks([_field(table, "bytes") for table in tables])
-        self.paths = _chunks([_field(table, "path") for table in tables])
-        self.labels = np.concatenate([labels_of(table, file) for table, file in zip(tables, files, strict=True)])
-        self.classes = class_names(tables[0]) or [str(i) for i in range(self._count_classes(Path(root), split))]
+        files, others = find_files(Path(root), split), find_other_files(Path(root), split)
+        labels = [read_labels(file) for file in files]
+        self.files, self.offsets, self.labels = files, [0, *accumulate(map(len, labels))], np.concatenate(labels)
         if not len(self.labels):
             raise ValueError(f"{files[0]} holds no row")
-        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
-            seen = f"{self.labels.min()} to {self.labels.max()}"
-            raise ValueError(f"labels in {files[0]} must be 0 to {len(self.classes) - 1}, got {seen}")
+        names = class_names([*files, *others])
+        if names is None:  # one split may lack the last class
+            labels += [read_labels(file) for file in others]
+            names = [str(i) for i in range(1 + max(int(part.max()) for part in labels if len(part)))]
+        self.classes = names
+        for file, part in zip(files, labels, strict=False):
+            if len(part) and not 0 <= part.min() <= part.max() < len(names):
+                needed = f"0 to {len(names) - 1}" if names else "at least 0"
+                raise ValueError(f"labels in {file} must be {needed}, got {part.min()} to {part.max()}")
+        self.encoded = _chunks([read_field(file, "bytes") for file in files])
+        self.paths = _chunks([read_field(file, "path") for file in files])
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         index = int(index)
@@ -53,15 +65,6 @@ class Parquet(ImageDataset):
         path = self.paths[index].as_py()
         return f"{self.files[file]}, row {index - self.offsets[file]}" + (f" ({path})" if path else "")
 
-    def _count_classes(self, root: Path, split: str) -> int:
-        """Without names: the highest label of either split, since one may lack a class."""
-        other = "test" if split == "train" else "train"
-        try:
-            labels = [labels_of(read_columns(file, ["label"]), file) for file in find_files(root, other)]
-        except FileNotFoundError:
-            labels = []
-        return 1 + max((int(each.max()) for each in [self.labels, *labels] if len(each)), default=-1)
-
 
 def find_files(root: Path, split: str) -> list[Path]:
     """The files of a split, in alphabetical order.
@@ -71,21 +74,122 @@ def find_files(root: Path, split: str) -> list[Path]:
     """
     for folder in (root, root / "data"):
         for name in PATTERNS[split]:
-            files = sorted(folder.glob(f"{name}*.parquet"))
-            if files:
-                return files
-    found = ", ".join(sorted(path.name for path in root.iterdir())[:8]) if root.is_dir() else "no such folder"
+            files = {path.resolve(): path for path in sorted(folder.glob(f"{name}*.parquet"), reverse=True)}
+            if files:  # a link to one of them is no other file
+                return sorted(files.values())
+    there = sorted(path.name for path in root.iterdir() if not is_hidden(path.name)) if root.is_dir() else None
+    found = "no such folder" if there is None else ", ".join(there[:8]) or "nothing"
     needed = " or ".join(f"{name}*.parquet" for name in PATTERNS[split])
     raise FileNotFoundError(f"parquet data for {split} must be {root}/{needed}, or in {root}/data; in {root}: {found}")
 
 
-def read_columns(file: Path, columns: tuple[str, ...] | list[str] = ("image", "label")):
-    """Columns of a parquet file as a pyarrow Table.
+def find_other_files(root: Path, split: str) -> list[Path]:
+    """The files of the other split, if it is there."""
+    try:
+        return find_files(root, "test" if split == "train" else "train")
+    except FileNotFoundError:
+        return []
+
+
+class Layout(NamedTuple):
+    """What a file calls its columns, and the names of its classes: those that the `datasets` library writes, or None."""
+
+    image: str
+    label: str
+    classes: list[str] | None
+
+
+def read_layout(file: Path) -> Layout:
+    """The layout of a parquet file.
 
     Raises:
         ImportError: pyarrow is not installed.
         ValueError: not a parquet file, or without the columns.
     """
+    with _opened(file) as parquet:
+        schema = parquet.schema_arrow
+    import pyarrow as pa
+
+    image, label = (next((name for name in known if name in schema.names), None) for known in (IMAGE, LABEL))
+    if not (
+        image
+        and label
+        and pa.types.is_struct(schema.field(image).type)
+        and schema.field(image).type.get_field_index("bytes") >= 0
+        and pa.types.is_integer(schema.field(label).type)
+    ):
+        found = ", ".join(f"{field.name}: {field.type}" for field in schema)
+        columns = f"{' or '.join(IMAGE)} (struct of bytes and path) and {' or '.join(LABEL)} (an integer)"
+        raise ValueError(f"{file} must have the columns {columns}; found {found}")
+    try:
+        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
+    except (TypeError, KeyError, ValueError):
+        names = None
+    if not isinstance(names, list | None) or not all(isinstance(name, str) for name in names or []):
+        raise ValueError(f"{file}: the classes in its metadata must be a list of names, got {str(names)[:80]}")
+    return Layout(image, label, names)
+
+
+def class_names(files: list[Path]) -> list[str] | None:
+    """The names of the classes on which all files agree; None if none names them.
+
+    Raises:
+        ValueError: they do not agree; names the file.
+    """
+    first, *others = files
+    names = read_layout(first).classes
+    for file in others:
+        found = read_layout(file).classes
+        if (names is None) != (found is None):
+            named, bare = (first, file) if found is None else (file, first)
+            raise ValueError(f"{bare} does not name its classes, so they cannot be compared with those of {named}")
+        odd = difference(names or [], found or [], str(first), str(file))
+        if odd:
+            raise ValueError(f"{file} has other classes than {first}: {odd}")
+    return names
+
+
+def read_field(file: Path, name: str):
+    """A field of the images as one type, whatever shards have: bytes as large_binary, path as large_string, or nulls."""
+    column = read_layout(file).image
+    with _opened(file) as parquet:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        kind = {"bytes": pa.large_binary(), "path": pa.large_string()}[name]
+        if parquet.schema_arrow.field(column).type.get_field_index(name) < 0:
+            return pa.chunked_array([pa.nulls(parquet.metadata.num_rows, kind)])
+        field = pc.struct_field(parquet.read(columns=[f"{column}.{name}"])[column], name)
+        if name == "bytes" and not (_is_binary(field.type) or pa.types.is_null(field.type)):
+            raise ValueError(f"{file}: the bytes of {column} must be binary, got {field.type}")
+        return field.cast(kind)
+
+
+def _is_binary(kind) -> bool:
+    return "binary" in str(
+        kind
+    )  # binary, large_binary, binary_view, fixed_size_binary; older versions lack some of them
+
+
+def read_labels(file: Path) -> np.ndarray:
+    """(rows,) int64.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    column = read_layout(file).label
+    with _opened(file) as parquet:
+        import pyarrow as pa
+
+        labels = parquet.read(columns=[column])[column]
+        if labels.null_count:
+            raise ValueError(f"{file}: {labels.null_count} rows have no label")
+        return labels.cast(pa.int64()).to_numpy()
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator:
+    """A pyarrow ParquetFile; what goes wrong with it is a ValueError that names it."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -93,65 +197,9 @@ def read_columns(file: Path, columns: tuple[str, ...] | list[str] = ("image", "l
         raise ImportError('parquet files need pyarrow: pip install "s4nd[demo]"') from error
     try:
         with pq.ParquetFile(file) as parquet:
-            schema = parquet.schema_arrow
-            _check(schema, columns, file)
-            return parquet.read(columns=list(columns))
+            yield parquet
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read as parquet: {error}") from error
-
-
-def _check(schema, columns, file: Path) -> None:
-    import pyarrow as pa
-
-    found = ", ".join(f"{field.name}: {field.type}" for field in schema)
-    needed = f"{file} must have the columns image (struct of bytes and path) and label (an integer); found {found}"
-    if not set(columns) <= set(schema.names) or not pa.types.is_integer(schema.field("label").type):
-        raise ValueError(needed)
-    if "image" in columns:
-        kind = schema.field("image").type
-        if (
-            not pa.types.is_struct(kind)
-            or kind.get_field_index("bytes") < 0
-            or not _is_binary(kind.field("bytes").type)
-        ):
-            raise ValueError(needed)
-
-
-def _is_binary(kind) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def labels_of(table, file: Path) -> np.ndarray:
-    """(rows,) int64 labels of a table.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    if table["label"].null_count:
-        raise ValueError(f"{file}: {table['label'].null_count} rows have no label")
-    return table["label"].to_numpy().astype(np.int64)
-
-
-def class_names(table) -> list[str] | None:
-    """The names of the classes, as the `datasets` library writes them into the file; None if it did not."""
-    try:
-        info = json.loads(table.schema.metadata[b"huggingface"])
-        names = info["info"]["features"]["label"]["names"]
-    except (TypeError, KeyError, ValueError):
-        return None
-    return [str(name) for name in names]
-
-
-def _field(table, name: str):
-    """A field of the image column; nulls where the layout has no such field."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if table["image"].type.get_field_index(name) < 0:
-        return pa.chunked_array([pa.nulls(len(table), pa.string())])
-    return pc.struct_field(table["image"], name)
 
 
 def _chunks(columns):

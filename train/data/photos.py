@@ -34,6 +34,7 @@ PHOTOS = {
 }
 CROPS = {"train": 200, "test": 50}
 MIN_CELL = 128  # pixels; a crop is 3/4 of the side of a cell
+LUMA = (299, 587, 114)  # thousandths of red, green and blue
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
@@ -114,7 +115,7 @@ class Photos(ImageDataset):
         return self.pictures[label][:, y : y + side, x : x + side], label
 
 
-def to_grey(image: Tensor) -> Tensor:
-    """Luma (H, W) uint8 of an image (3, H, W) uint8, in whole numbers so that every machine rounds alike; ITU-R BT.601."""
-    red, green, blue = image.int()
-    return ((299 * red + 587 * green + 114 * blue + 500) // 1000).to(image.dtype)
+def to_grey(image: Tensor, dim: int = 0) -> Tensor:
+    """Luma of uint8 colours along `dim`, which it loses, in whole numbers so that every machine rounds alike; ITU-R BT.601."""
+    red, green, blue = (channel.int() for channel in image.unbind(dim))
+    return ((LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue + 500) // 1000).to(image.dtype)

@@ -18,13 +18,15 @@ pq = pytest.importorskip("pyarrow.parquet")
 def write(tmp_path, picture, encode):
     """write(name, labels, images=None, names=None): a file in the layout below tmp_path; returns tmp_path."""
 
-    def write(name, labels, images=None, names=None, path="{}.png"):
+    def write(name, labels, images=None, names=None, path="{}.png", kinds=(), columns=("image", "label")):
+        """kinds: Arrow types of bytes, path and label; columns: what image and label are called."""
         images = [encode(picture(6, 8, i)) for i in range(len(labels))] if images is None else images
         column = [{"bytes": data, "path": path and path.format(i)} for i, data in enumerate(images)]
-        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        table = pa.table({"image": pa.array(column, kind), "label": pa.array(labels, pa.int64())})
+        bytes_kind, path_kind, label_kind = kinds or (pa.binary(), pa.string(), pa.int64())
+        kind = pa.struct([("bytes", bytes_kind), ("path", path_kind)])
+        table = pa.table(dict(zip(columns, (pa.array(column, kind), pa.array(labels, label_kind)), strict=True)))
         if names:
-            info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+            info = {"info": {"features": {columns[1]: {"names": names, "_type": "ClassLabel"}}}}
             table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, tmp_path / name)
@@ -137,3 +139,94 @@ def test_workers_read_the_same_rows_as_one_process(shared):
     alone, helped = (list(make_loader(data, 16, 16, train=False, workers=workers)) for workers in (0, 2))
     for (images, labels), (others, their_labels) in zip(alone, helped, strict=True):
         assert (images == others).all() and (labels == their_labels).all()
+
+
+KINDS = [
+    (pa.binary(), pa.string(), pa.int64()),
+    (pa.large_binary(), pa.large_string(), pa.int32()),
+    (pa.large_binary(), pa.null(), pa.uint8()),
+    (pa.null(), pa.string(), pa.int16()),
+]
+if hasattr(pa, "binary_view"):
+    KINDS.append((pa.binary_view(), pa.string_view(), pa.uint64()))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_shards_of_mixed_arrow_types_are_read_as_one(write, picture, encode, order):
+    data = encode(picture(6, 8))
+    kinds = KINDS[::order]
+    for i, (bytes_kind, path_kind, label_kind) in enumerate(kinds):
+        images = [None if bytes_kind == pa.null() else data]
+        path = None if path_kind == pa.null() else f"{i}.png"
+        root = write(f"train-{i}.parquet", [i], images, path=path, kinds=(bytes_kind, path_kind, label_kind))
+    parts = Parquet(root, "train")
+    assert parts.labels.tolist() == list(range(len(kinds))) and parts.labels.dtype == np.int64
+    for i, (bytes_kind, path_kind, _) in enumerate(kinds):
+        if bytes_kind == pa.null():
+            with pytest.raises(BadImage, match=rf"train-{i}\.parquet, row 0 \({i}\.png\): the row has no bytes"):
+                parts[i]
+        else:
+            assert (parts[i][0] == decode(data, "")).all()
+        assert parts.paths[i].as_py() == (None if path_kind == pa.null() else f"{i}.png")
+
+
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        ({"image": [{"bytes": [1, 2]}]}, r"train-1\.parquet: the bytes of image must be binary, got list"),
+        ({"image": [{"bytes": "text"}]}, r"train-1\.parquet: the bytes of image must be binary, got string"),
+        ({"label": [0.5]}, r"train-1\.parquet must have the columns .*label: double"),
+    ],
+)
+def test_shard_that_cannot_join_the_others_is_named(write, column, message):
+    root = write("train-0.parquet", [0])
+    pq.write_table(pa.table({"image": [{"bytes": b"x"}], "label": [0]} | column), root / "train-1.parquet")
+    with pytest.raises(ValueError, match=message):
+        Parquet(root, "train")
+
+
+@pytest.mark.parametrize("columns", [("img", "label"), ("img", "fine_label")])
+def test_columns_of_cifar_on_the_hub_are_known(write, columns):
+    write("train.parquet", [1, 0], names=["cat", "dog"], columns=columns)
+    data = Parquet(write("test.parquet", [1], names=["cat", "dog"], columns=columns), "train")
+    assert data.classes == ["cat", "dog"] and data[0][1] == 1 and data[0][0].shape == (3, 6, 8)
+
+
+@pytest.mark.parametrize("other", ["train-1.parquet", "test.parquet"])
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["cat", "emu"], r"only in .*train-0.parquet: dog; only in .*: emu"),
+        (["dog", "cat"], r"another order: number 0 is cat in .*train-0.parquet, dog in .*"),
+        (["cat"], r"has other classes .*: only in .*: dog"),
+        (None, r"does not name its classes"),
+    ],
+)
+def test_file_of_other_classes_is_named(write, other, names, message):
+    """Of the same split or of the other one; labels are numbers, and would mean something else."""
+    write("train-0.parquet", [0, 1], names=["cat", "dog"])
+    with pytest.raises(ValueError, match=message) as error:
+        Parquet(write(other, [0], names=names), "train")
+    assert str(error.value).startswith(str(write(other, [0]) / other))
+
+
+def test_label_that_is_no_class_is_told_with_its_file(write):
+    write("train-0.parquet", [0, 1], names=["cat", "dog"])
+    with pytest.raises(ValueError, match=r"labels in .*train-1\.parquet must be 0 to 1, got 2 to 2"):
+        Parquet(write("train-1.parquet", [2], names=["cat", "dog"]), "train")
+
+
+@pytest.mark.parametrize("names", ["cat", [1, 2], {"a": 1}])
+def test_names_that_are_none_are_refused(write, names):
+    with pytest.raises(ValueError, match=r"train\.parquet: the classes in its metadata must be a list of names"):
+        Parquet(write("train.parquet", [0], names=names), "train")
+
+
+def test_hidden_files_and_links_are_no_shards(write):
+    root = write("data/train-0.parquet", [0, 1])
+    (root / "data" / "._train-0.parquet").write_bytes(b"x")
+    (root / "data" / "train-1.parquet").symlink_to("train-0.parquet")
+    assert [file.name for file in Parquet(root, "train").files] == ["train-0.parquet"]
+    (root / ".cache").mkdir()
+    with pytest.raises(FileNotFoundError, match=r": data$"):
+        Parquet(root, "test")
