@@ -205,7 +205,6 @@ def trainer(config):
     """At the beginning of a run of two stages; `config` has every source of randomness."""
     trainer = Trainer(config("schedule.warmup_epochs=0"), torch.device("cpu"))
     trainer.enter(0)
-    trainer.parallel = trainer.model  # as in the first step of one process
     return trainer
 
 

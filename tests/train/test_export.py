@@ -104,7 +104,7 @@ def assert_computes_the_same(found, model, x):
     [
         ("s4nd_convnext3d_micro", SMALL_S4ND, None),
         ("s4nd_convnext3d_micro", dict(SMALL_S4ND, causal=True, num_frames=0), 6),
-        ("s4nd_convnext3d_tiny", dict(d_state=4, in_chans=2), 3),
+        ("s4nd_convnext3d_tiny", dict(d_state=4, in_chans=1), 3),
         ("convnext_i3d_tiny", {}, None),
         ("convnext_s3d_tiny", {}, 6),
     ],
@@ -142,11 +142,12 @@ def test_pt2_file_of_a_video_model_takes_clips_of_the_frames_asked_for(model, ch
         assert [json.loads(about[key]) for key in keys] == [frames, 1.5, 1.0, None]
 
 
-def test_image_model_with_other_channels_is_exported(checkpoint, tmp_path):
-    path, out = checkpoint(embed_dim=8, depth=1, in_chans=2), tmp_path / "model.pt2"
+def test_grey_image_model_is_exported_with_its_own_mean_and_std(checkpoint, tmp_path):
+    path, out = checkpoint(embed_dim=8, depth=1, in_chans=1), tmp_path / "model.pt2"
     export_model(path, out)
-    x = torch.randn(4, 2, 8, 8)
-    assert_computes_the_same(torch.export.load(out).module()(x), load_model(path)[0], x)
+    about, x = dict.fromkeys(("mean", "std"), ""), torch.randn(4, 1, 8, 8)
+    assert_computes_the_same(torch.export.load(out, extra_files=about).module()(x), load_model(path)[0], x)
+    assert [len(json.loads(about[key])) for key in ("mean", "std")] == [1, 1]
 
 
 def test_frames_that_cannot_be_are_refused(checkpoint, tmp_path):
