@@ -61,8 +61,13 @@ class FactoredConv3d(nn.Conv2d):
         # A weighted sum of shifted clips. The two factors commute, and before a stride this one is the cheaper.
         shifted = (x[:, :, k : k + frames : self.stride_time] for k in range(self.taps))
         x = sum(self.time_weight[k] * clip for k, clip in enumerate(shifted))
-        y = super().forward(rearrange(x, "b c t h w -> (b t) c h w"))
-        return rearrange(y, "(b t) c h w -> b c t h w", t=x.shape[2])
+        x = rearrange(x, "b c t h w -> b t c h w")
+        if (
+            torch.compiler.is_exporting()
+        ):  # exporters change memory layouts later, and a view would hold for the present one
+            x = x.clone(memory_format=torch.contiguous_format)
+        y = super().forward(rearrange(x, "b t c h w -> (b t) c h w"))
+        return rearrange(y, "(b t) c h w -> b c t h w", t=x.shape[1])
 
 
 class VideoBlock(nn.Module):

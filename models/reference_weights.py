@@ -35,6 +35,9 @@ TENSORS = {
 # The beginning of a name there -> here; of the patterns that fit, the first counts.
 CONVNEXT = {
     r"stem\.stem\.(?=kernel\.|D$)": "stem.0.",
+    # An S4ND stem of videos is one sequence there: the layer, its pooling, a linear map, GLU and norm.
+    r"stem\.stem\.2\.": "stem.1.",
+    r"stem\.stem\.4\.": "stem.3.",
     r"stem\.(stem|post_stem)\.": "stem.",
     r"(stages\.\d+)\.norm_layer\.": r"\1.downsample.0.",
     r"(stages\.\d+)\.downsample\.(conv|s4conv)\.": r"\1.downsample.1.",
@@ -62,8 +65,8 @@ def convert_reference(state: Mapping[str, Tensor], model: nn.Module) -> dict[str
     is the same where P = 0, as in its diag-* inits.)
 
     Args:
-        state: of the reference's ConvNeXt, ViT or isotropic network, bare or as Lightning saves it (`model.`, `encoder.`,
-            `decoder.`), with the default transforms of dt and A (exp, exp, none).
+        state: of the reference's ConvNeXt (of images or videos), ViT or isotropic network, bare or as Lightning saves it
+            (`model.`, `encoder.`, `decoder.`), with the default transforms of dt and A (exp, exp, none).
         model: the same network of s4nd.models (or timm's ConvNeXt), on any device, "meta" too. Its S4ND layers have
             align="edge"; img_size, which sets every base_size, and l_max are those of the reference's training; kernel="s4"
             for its default mode, whatever its init, kernel="s4d" for its diagonal one.

@@ -21,7 +21,7 @@ from .convnext3d import TEMPORAL_PATCH, VideoBlock
 from .s4nd_convnext3d import S4NDConvNeXt3d
 
 State = dict[str, Tensor]
-FRAME, MEAN, PATCHES = "frame", "mean", "patches"  # keys beside the names of the layers
+FORM, FRAME, MEAN, PATCHES = "form", "frame", "mean", "patches"  # keys beside the names of the layers
 
 
 def stream(model: S4NDConvNeXt3d) -> "Stream":
@@ -59,10 +59,11 @@ class Stream:
         """One more frame, or several.
 
         Args:
-            frames: (B, C, height, width), or (B, C, T, height, width) for T frames at once; the size stays that of the first.
+            frames: (B, C, height, width), or (B, C, T, height, width) for T frames at once; batch, size, dtype and device stay
+                those of the first.
             state: what the call before returned; None starts a video. A dict of tensors whose first axis is B, which may be
-                detached, moved or indexed by video: layers' states (float64, see S4ND.step), the mean of the features and, in
-                the middle of a patch, the frame that waits.
+                detached, moved or indexed by video: layers' states (float64, see S4ND.step), the mean of the features, the
+                form of the frames (an empty tensor) and, in the middle of a patch, the frame that waits.
 
         Returns:
             logits (B, num_classes) of all complete patches so far, which is what the model gives for all frames so far (a
@@ -75,11 +76,12 @@ class Stream:
                 f"got {tuple(frames.shape)}"
             )
         clip = frames.unsqueeze(2) if frames.ndim == 4 else frames
+        form = clip.new_empty(len(clip), 0, *clip.shape[3:])  # no number, but all that must not change
+        first = _described(state.setdefault(FORM, form), clip.shape[1])
+        if (given := _described(form, clip.shape[1])) != first:
+            raise ValueError(f"frames must stay {first}, got {given}")
         if FRAME in state:
-            waiting = state.pop(FRAME)
-            if waiting.shape != clip[:, :, 0].shape:
-                raise ValueError(f"frames must stay {tuple(waiting.shape)}, got {tuple(clip[:, :, 0].shape)}")
-            clip = torch.cat([waiting.unsqueeze(2), clip], dim=2)
+            clip = torch.cat([state.pop(FRAME).unsqueeze(2), clip], dim=2)
         for patch in clip.split(TEMPORAL_PATCH, dim=2):
             if patch.shape[2] == TEMPORAL_PATCH:
                 self._advance(patch, state)
@@ -129,6 +131,11 @@ class Stream:
         x = torch.cat([before, x], dim=2)
         state[name] = x[:, :, x.shape[2] - seen :].clone()
         return layer(x)[:, :, seen // pool :]
+
+
+def _described(form: Tensor, channels: int) -> str:
+    B, _, *size = form.shape
+    return f"{(B, channels, *size)} {str(form.dtype).removeprefix('torch.')} on {form.device}"
 
 
 def _check(layer: S4ND, name: str) -> None:

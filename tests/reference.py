@@ -1,7 +1,7 @@
 """The reference implementation's parameters in this library's terms, for tests that compare with its numbers."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s4nd.ssm.recurrence import dense_ssm, discretize_dense
 
@@ -60,3 +60,36 @@ def _truncation(ref: dict[str, Tensor], rate: float) -> Tensor:
     A, B, _ = dense_ssm(A, B, B[None], P)
     Ab, _ = discretize_dense(rate * ref["inv_dt"][:, 0].exp(), A, B, "bilinear")
     return torch.eye(A.shape[-1], dtype=A.dtype) - torch.linalg.matrix_power(Ab, round(int(ref["l_kernel"]) / rate))
+
+
+# Names here -> those of the reference, whose layers over (time, height, width) hold kernel.0, kernel.1 and kernel.2.
+VIDEO_NAMES = {
+    "stem.0.": "stem.stem.0.",
+    "stem.1.": "stem.stem.2.",
+    "stem.3.": "stem.stem.4.",
+    ".downsample.0.": ".norm_layer.",
+    ".downsample.1.weight": ".downsample.conv.weight",
+    ".downsample.1.bias": ".downsample.conv.bias",
+    ".downsample.1.": ".downsample.s4conv.",
+    ".downsample.2.": ".downsample.fc.",
+    ".kernels.": ".kernel.",
+    ".log_dt": ".inv_dt",
+    ".log_A_real": ".A_real",
+}
+
+
+def video_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the reference's S4ND-ConvNeXt-3D with the weights of one here, as if never run: its C is no C~ then."""
+    state = {}
+    for name, value in model.state_dict().items():
+        key = name
+        for ours, theirs in VIDEO_NAMES.items():
+            key = key.replace(ours, theirs)
+        if key.endswith("_extra_state"):
+            continue
+        if key.endswith((".downsample.fc.weight", "stem.stem.2.weight")):
+            value = value.flatten(1)
+        state[key] = -value if key.endswith(".A_imag") else value[:, None] if key.endswith(".inv_dt") else value
+        if key.endswith(".C"):
+            state[key.replace(".C", ".l_kernel")] = torch.tensor(0)
+    return state

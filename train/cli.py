@@ -76,11 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     testing.set_defaults(command=_eval)
 
     exporting = commands.add_parser(
-        "export", parents=[common], help="a file that runs without s4nd, for one image size"
+        "export", parents=[common], help="a file that runs without s4nd, for one size of images or clips"
     )
     exporting.add_argument("checkpoint", metavar="CHECKPOINT", help="such as runs/NAME/best.safetensors")
     exporting.add_argument("out", metavar="OUT", help="model.onnx, or model.pt2 for torch.export")
     exporting.add_argument("--size", nargs="+", type=int, help="pixels per side, or height and width; default: trained")
+    exporting.add_argument("--frames", type=int, help="of a clip of unchanged duration; default: trained; videos only")
     exporting.add_argument("--opset", type=int, help="ONNX opset; default: the exporter's")
     exporting.set_defaults(command=_export)
 
@@ -141,12 +142,13 @@ def _chosen(args: argparse.Namespace) -> list[str]:
 
 
 def _export(args: argparse.Namespace) -> None:
-    done = export_model(args.checkpoint, args.out, args.size, args.opset)
+    done = export_model(args.checkpoint, args.out, args.size, args.opset, args.frames)
     height, width = done.size
+    clip = "" if done.frames is None else f"{done.frames} frames of "
     checked = (
         f"not checked: {INSTALL}" if done.difference is None else f"difference {done.difference:.0e} of the largest"
     )
-    print(f"{done.path}: {height} x {width} pixels, any batch; logits: {checked}")
+    print(f"{done.path}: {clip}{height} x {width} pixels, any batch; logits: {checked}")
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
-"""A trained model at one image size as a file that runs without this library: ONNX, or torch.export's .pt2.
+"""A trained model at one size of images or clips as a file that runs without this library: ONNX, or torch.export's .pt2.
 
 Every S4ND layer becomes plain convolutions (s4nd/nn/plan.py); the batch stays free. The file holds, as metadata, what a
-caller must know to use it: the names of the classes, the size, and mean and std of the input.
+caller must know to use it: the names of the classes, the size, mean and std of the input, and how a clip is made.
 """
 
 import json
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.utils import reparameterize_model
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .checkpoint import load_model
+from .config import DataConfig
 
 TOLERANCE = 1e-4  # of the file's logits, relative to the largest
 OLDEST_OPSET = 18  # of torch's exporter
@@ -28,53 +30,79 @@ class Export:
 
     path: Path
     size: tuple[int, int]  # height, width
+    frames: int | None  # of a clip; None for images
     difference: float | None  # of the file's logits from the model's, relative to the largest; None: not checked
 
 
 def export_model(
-    checkpoint: str | Path, out: str | Path, size: Sequence[int] | None = None, opset: int | None = None
+    checkpoint: str | Path,
+    out: str | Path,
+    size: Sequence[int] | None = None,
+    opset: int | None = None,
+    frames: int | None = None,
 ) -> Export:
-    """Write the model of a checkpoint as images (B, 3, height, width) -> logits (B, classes), B free, and check the file.
+    """Write the model of a checkpoint as a function of x -> logits (B, classes), B free, and check the file.
+
+    x is images (B, C, height, width), or of a model trained on videos clips (B, C, frames, height, width).
 
     Args:
         checkpoint: of `s4nd train`.
         out: .onnx or .pt2.
         size: one number or (height, width), in pixels; None for the trained size.
         opset: of the ONNX operators; None for the exporter's choice.
+        frames: of a clip, whose duration stays; None for the trained number. Videos only.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_model`; no folder for `out`, another suffix, a size at which the model does not
-            run, an opset that the exporter cannot give, or a file that does not compute what the model does.
+        FileNotFoundError, ValueError: as `load_model`; no folder for `out`, another suffix, frames of images, a size at which
+            the model does not run, an opset that the exporter cannot give, or a file that does not compute what it does.
         ImportError: ONNX's packages are missing.
     """
     out = Path(out)
     _check_out(out, opset)
     model, config, meta = load_model(checkpoint)
     height, width = _height_width(config.stages[meta.stage].size if size is None else size)
-    images = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
-    logits = _run(model, images, config.model.name)
+    time = _time(config.data, frames)
+    in_chans = config.model.args.get("in_chans", 3)
+    grid = [time["frames"], height, width] if time else [height, width]
+    x = torch.randn(3, in_chans, *grid, generator=torch.Generator().manual_seed(0))
+    logits = _run(model, x, config.model.name)
     about = {
         "model": config.model.name,
         "classes": meta.classes,
         "size": [height, width],
         "mean": model.pretrained_cfg["mean"],
         "std": model.pretrained_cfg["std"],
+        **time,
     }
     about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     fused = reparameterize_model(model)
     with torch.no_grad():
-        fused(images)  # its plans take this size; it is traced with another batch than the check's
-        program = torch.export.export(fused, (images[:2],), dynamic_shapes=({0: Dim("batch")},))
+        fused(x)  # its plans take this size; it is traced with another batch than the check's
+        program = torch.export.export(fused, (x[:2],), dynamic_shapes=({0: Dim("batch")},))
     if out.suffix == ".onnx":
-        _write_onnx(program, out, about, opset)
-        found = _onnx_logits(out, images) if find_spec("onnxruntime") else None
+        name = "clips" if time else "images"
+        _write_onnx(program, out, about, opset, name)
+        found = _onnx_logits(out, x, name) if find_spec("onnxruntime") else None
     else:
         torch.export.save(program, out, extra_files=about)
-        found = torch.export.load(out).module()(images)
+        found = torch.export.load(out).module()(x)
     difference = None if found is None else ((found - logits).abs().max() / logits.abs().max()).item()
     if difference is not None and not difference <= TOLERANCE:
         raise ValueError(f"{out}: its logits differ from the model's by {difference:.1e} of the largest: do not use it")
-    return Export(out, (height, width), difference)
+    return Export(out, (height, width), time.get("frames"), difference)
+
+
+def _time(data: DataConfig, frames: int | None) -> dict[str, Any]:
+    """How a clip is made from a video, before it is normalised; nothing for images."""
+    sampling = data.sampling()
+    if sampling is None:
+        if frames is not None:
+            raise ValueError(f"frames is for videos, and the model was trained on the images of {data.name}")
+        return {}
+    frames = sampling.frames if frames is None else frames
+    if frames < 1:
+        raise ValueError(f"frames must be a positive number, got {frames}")
+    return {"frames": frames, "seconds": sampling.seconds, "gamma": sampling.gamma, "motion": sampling.motion}
 
 
 def _check_out(out: Path, opset: int | None) -> None:
@@ -101,17 +129,18 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, images: Tensor, name: str) -> Tensor:
+def _run(model: nn.Module, x: Tensor, name: str) -> Tensor:
     try:
-        return model(images)
+        return model(x)
     except (RuntimeError, ValueError, AssertionError) as error:  # torch's and timm's, and the layer's
-        height, width = images.shape[2:]
+        *frames, height, width = x.shape[2:]
+        clip = f"{frames[0]} frames of " if frames else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{name} does not run at {height} x {width} pixels: {reason}") from error
+        raise ValueError(f"{name} does not run at {clip}{height} x {width} pixels: {reason}") from error
 
 
-def _write_onnx(program: ExportedProgram, out: Path, about: dict[str, str], opset: int | None) -> None:
-    names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
+def _write_onnx(program: ExportedProgram, out: Path, about: dict[str, str], opset: int | None, name: str) -> None:
+    names = {"input_names": [name], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
     onnx = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
     found = onnx.model.opset_imports[""]
     if opset not in (None, found):  # the exporter goes on with another one
@@ -120,8 +149,8 @@ def _write_onnx(program: ExportedProgram, out: Path, about: dict[str, str], opse
     onnx.save(out)
 
 
-def _onnx_logits(path: Path, images: Tensor) -> Tensor:
+def _onnx_logits(path: Path, x: Tensor, name: str) -> Tensor:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return torch.from_numpy(session.run(["logits"], {name: x.numpy()})[0])

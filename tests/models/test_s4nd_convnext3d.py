@@ -8,8 +8,9 @@ from torch import nn
 
 from s4nd import S4ND
 from s4nd.models.convnext3d import ConvNeXt3d, FactoredConv3d
-from s4nd.models.reference_weights import convert_reference
+from s4nd.models.reference_weights import convert_reference, unused_keys
 from s4nd.models.s4nd_convnext3d import S4NDConvNeXt3d
+from tests.reference import video_state
 
 F64 = torch.float64
 SMALL = dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=5, ls_init_value=1.0)
@@ -63,6 +64,29 @@ def test_converted_model_gives_the_references_logits(shared, name):
     model = REFERENCE[name]().to(F64).eval()
     model.load_state_dict(convert_reference(state, model))
     assert_close(model(x), logits, 1e-6)
+
+
+@pytest.mark.parametrize("time", [dict(), dict(init="fout", n_ssm=1)], ids=["half legs", "fout"])
+@pytest.mark.parametrize("downsample", ["conv", "s4nd"])
+def test_network_with_an_s4nd_stem_is_converted(downsample, time):
+    """From the reference's names of a network here; it has a D in its dense stem that it does not use."""
+
+    def build(seed):
+        torch.manual_seed(seed)
+        args = dict(img_size=32, num_frames=4, d_state=8, align="edge", stem="s4nd", stem_channels=8, ls_init_value=1.0)
+        return S4NDConvNeXt3d(**args, downsample=downsample, **time, **GOLDEN).to(F64).eval()
+
+    source, model, x = build(0), build(1), clip(4, 32, 32)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))  # nothing is at its initial 0 or 1
+    state = video_state(source) | {"stem.stem.0.D": torch.randn(1, 3)}
+    assert {"stem.stem.0.kernel.2.C", "stem.stem.2.weight", "stem.stem.4.bias"} <= state.keys()
+    model.load_state_dict(convert_reference(state, model))
+    assert torch.equal(model(x), source(x))
+    assert unused_keys(state, model) == ["stem.stem.0.D"]
+    with pytest.raises(ValueError, match=r"2 missing: stem\.3\.weight, stem\.3\.bias"):
+        convert_reference({key: value for key, value in state.items() if ".4." not in key}, model)
 
 
 @pytest.mark.parametrize("name", NAMES)

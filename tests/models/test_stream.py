@@ -173,6 +173,38 @@ def test_wrong_frames_are_refused():
         run(x[:, :1, 0])
     with pytest.raises(ValueError, match=r"got \(2, 3, 0, 32, 32\)"):
         run(x[:, :, :0])
-    _, state = run(x)
-    with pytest.raises(ValueError, match=r"frames must stay \(2, 3, 32, 32\), got \(2, 3, 64, 32\)"):
-        run(video(1, 64, 32)[:, :, 0], state)
+
+
+OTHER_FRAMES = {
+    "height": (lambda x: x[..., 1:, :], r"\(2, 3, 31, 32\) float32 on cpu"),
+    "width": (lambda x: torch.cat([x, x], dim=-1), r"\(2, 3, 32, 64\) float32 on cpu"),
+    "one video": (lambda x: x[:1], r"\(1, 3, 32, 32\) float32 on cpu"),
+    "more videos": (lambda x: torch.cat([x, x]), r"\(4, 3, 32, 32\) float32 on cpu"),
+    "dtype": (torch.Tensor.double, r"\(2, 3, 32, 32\) float64 on cpu"),
+    "device": (lambda x: x.to("meta"), r"\(2, 3, 32, 32\) float32 on meta"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("more", [1, 2], ids=["one", "clip"])
+@pytest.mark.parametrize("before", [1, 2, 3], ids=["first patch", "between patches", "within a patch"])
+@pytest.mark.parametrize("variant", ["tiny", "micro"])
+@pytest.mark.parametrize("what", OTHER_FRAMES)
+def test_frames_that_change_their_form_are_refused_anywhere(what, variant, before, more):
+    """Some would run: a height of 31 gives the patches that 32 does, and one video is broadcast to the state of two."""
+    run, x = stream(small(variant, depths=(1, 1, 1, 1))), video(5)
+    _, state = run(x[:, :, :before])
+    change, described = OTHER_FRAMES[what]
+    with pytest.raises(ValueError, match=rf"frames must stay \(2, 3, 32, 32\) float32 on cpu, got {described}$"):
+        run(change(x[:, :, before : before + more].squeeze(2)), state)
+
+
+@torch.no_grad()
+def test_form_of_the_frames_follows_a_state_that_is_indexed_or_joined():
+    model, x = small(dtype=F64), video(6, batch=3, dtype=F64)
+    run = stream(model)
+    one, two = (run(part[:, :, :3])[1] for part in (x[:1], x[1:]))
+    joined = {name: torch.cat([one[name], two[name]]) for name in one}
+    assert_close(run(x[:, :, 3:], joined)[0], model(x))
+    with pytest.raises(ValueError, match=r"must stay \(1, 3, 32, 32\) .*, got \(3, 3, 32, 32\)"):
+        run(x[:, :, 3:], {name: value[1:2] for name, value in joined.items()})

@@ -1,5 +1,6 @@
 """`frozen` against what it promises: kernels are computed once inside it, and at its end all is as before."""
 
+import contextlib
 import copy
 
 import pytest
@@ -47,6 +48,21 @@ def test_kernels_of_each_size_are_computed_once_inside(name, calls):
         for x, y in zip(xs, answers, strict=True):
             assert_close(model(x), y)
         assert not calls
+
+
+@torch.no_grad()
+def test_promise_keeps_kernels_where_weights_cannot_be_compared(calls, monkeypatch):
+    """As on a GPU, where a comparison would wait for the device."""
+    monkeypatch.setattr(s4nd.S4ND, "_numbers", lambda _: None)
+    model, x = build("s4 layer"), images("s4 layer")
+    counts = []
+    for context in (contextlib.nullcontext(), s4nd.frozen(model), contextlib.nullcontext()):
+        with context:
+            for _ in range(2):
+                calls.clear()
+                model(x)
+                counts.append(bool(calls))
+    assert counts == [True, True, True, False, True, True]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -153,6 +169,16 @@ def test_input_of_a_frozen_model_gets_its_gradient(name):
         for _ in range(2):
             got = torch.autograd.grad(model(x).square().sum(), x)[0]
             assert_close(got, wanted, 1e-10)
+
+
+def test_kernels_kept_in_inference_mode_take_part_in_a_later_backward_pass():
+    layer, u = s4nd.S4ND(3, d_state=8).eval().requires_grad_(False), torch.randn(1, 3, 9, 8, requires_grad=True)
+    with torch.inference_mode():
+        for axis, n in enumerate((9, 8)):
+            layer.kernel_lags(axis, n)
+    got = torch.autograd.grad(layer(u).square().sum(), u)[0]
+    wanted = torch.autograd.grad(copy.deepcopy(layer).train()(u).square().sum(), u)[0]
+    assert_close(got, wanted, 1e-5)
 
 
 def test_sampling_that_changes_inside_is_seen():

@@ -136,6 +136,17 @@ def test_evaluation_computes_the_kernels_once_until_something_changes(monkeypatc
     assert calls
 
 
+@pytest.mark.parametrize("size", [(4, 4), (24, 32)])  # where evaluation convolves along the axes, and where it does not
+def test_training_mode_without_gradients_computes_what_it_does_with_them(size):
+    """Bit for bit: a checkpointed block is run without first, and again with them."""
+    layer, u = S4ND(4, d_state=8), torch.randn(2, 4, *size)
+    layer.eval()
+    with torch.no_grad():
+        layer(u)  # something is kept
+        without = layer.train()(u)
+    assert torch.equal(without, layer(u))
+
+
 def test_cached_kernels_stay_out_of_checkpoints_and_copies():
     layer = S4ND(3, d_state=8).eval()
     names = set(layer.state_dict())

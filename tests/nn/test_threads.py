@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from s4nd.nn.kept import Kept, Numbers
 from tests.small import F64, assert_close, build, fresh
 
 THREADS = 8
@@ -98,3 +99,13 @@ def test_one_thread_trains_a_copy_while_others_evaluate(name):
     for found in in_threads(work)[1:]:
         for y, e in zip(found, [*expected, *expected], strict=True):
             assert_close(y, e)
+
+
+def test_value_made_while_another_thread_changes_the_numbers_is_not_kept():
+    kept, weight = Kept(), torch.zeros(1)
+
+    def made(change):
+        return kept.get_or_compute("key", lambda: Numbers((), (weight,)), lambda: weight.add_(change).clone())
+
+    assert made(1) == 1 and kept.entries == 0  # half of it may be of either
+    assert made(0) == 1 and kept.entries == 1

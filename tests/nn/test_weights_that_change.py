@@ -514,6 +514,21 @@ def test_answer_is_that_of_the_present_weights(way, name):
         before = now
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["s4 layer", "s4d layer"])
+def test_change_of_any_one_tensor_is_seen(name):
+    """The skip among them, which no kernel follows from."""
+    model, x = build(name), images(name, SEEN)
+    before = answer(model, x)
+    assert "D" in dict(model.named_parameters())
+    for tensor, p in model.named_parameters():
+        p.numpy()[...] *= 1.1
+        now = answer(model, x)
+        assert_close(now, answer(fresh(model, lambda: build(name)).eval(), x))
+        assert (now - before).abs().max() > 1e-9 * before.abs().max(), tensor
+        before = now
+
+
 def stepped(layer, x: Tensor) -> Tensor:
     """The answer sample by sample."""
     x, y, state = x.to(layer.D.dtype), [], None

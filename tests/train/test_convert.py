@@ -15,6 +15,7 @@ from timm.models import load_checkpoint
 from s4nd.models.reference_weights import convert_reference
 from s4nd.train.cli import main
 from s4nd.train.convert import convert_checkpoint, read_reference
+from tests.reference import video_state
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAME = "s4nd_iso_base"
@@ -89,6 +90,20 @@ def test_unused_keys_are_named(run, tmp_path):
         tmp_path / "x.pt", tmp_path / "y.safetensors", "--model", "s4nd_convnext_micro", "--arg", *args
     )
     assert status == 0 and "the reference does not use them: stem.stem.D\n" in said
+
+
+def test_video_network_with_an_s4nd_stem_is_converted(run, tmp_path):
+    args = dict(img_size=32, num_frames=4, depths=[1, 1, 1, 1], dims=[8, 16, 24, 32], num_classes=10, d_state=8)
+    torch.manual_seed(0)
+    source = timm.create_model("s4nd_convnext3d_micro", **args, align="edge").eval()
+    torch.save(video_state(source) | {"stem.stem.0.D": torch.randn(1, 3)}, tmp_path / "x.pt")
+    given = [f"{key}={value}".replace(" ", "") for key, value in args.items()]
+    out = tmp_path / "y.safetensors"
+    status, said, err = run(tmp_path / "x.pt", out, "--model", "s4nd_convnext3d_micro", "--arg", *given)
+    assert (status, err) == (0, "") and "the reference does not use them: stem.stem.0.D\n" in said
+    model = timm.create_model("s4nd_convnext3d_micro", **args, align="edge", checkpoint_path=str(out)).eval()
+    x = torch.randn(1, 3, 4, 32, 32)
+    assert torch.equal(model(x), source(x))
 
 
 class Bomb:

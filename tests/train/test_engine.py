@@ -1,11 +1,15 @@
 """The training loop against itself: interrupted and uninterrupted, with stages, and when the loss is not finite."""
 
+import copy
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from timm.utils import random_seed
 
-from s4nd.train import engine
+from s4nd.train import engine, evaluate
 from s4nd.train.checkpoint import load_model, read_checkpoint
 from s4nd.train.config import load_config
 from s4nd.train.engine import DivergedError, Trainer, train
@@ -194,6 +198,130 @@ def test_no_readable_image_is_an_error(write_config, monkeypatch):
     monkeypatch.setattr(trainer, "loader", lambda *_, **__: [])
     with pytest.raises(ValueError, match="none of the training images could be read"):
         trainer.train_epoch(0)
+
+
+@pytest.fixture
+def trainer(config):
+    """At the beginning of a run of two stages; `config` has every source of randomness."""
+    trainer = Trainer(config("schedule.warmup_epochs=0"), torch.device("cpu"))
+    trainer.enter(0)
+    return trainer
+
+
+def test_model_trains_in_training_mode_and_is_tested_in_evaluation_mode(config):
+    trainer, modes = Trainer(config("ema=null"), torch.device("cpu")), []
+    trainer.enter(0)
+    trainer.model.register_forward_hook(lambda model, *_: modes.append(model.training))
+    for epoch in range(2):
+        trainer.train_epoch(epoch)
+        trainer.test()
+    assert modes == 2 * [*[True] * 3, *[False] * 2]  # 48 images in threes of 16, then 20
+
+
+def test_averaged_weights_are_evaluated(trainer):
+    with torch.no_grad():
+        for p in trainer.ema.module.head.parameters():
+            p.zero_()
+    assert trainer.test().loss == pytest.approx(torch.tensor(2.0).log().item())
+
+
+def test_gradient_of_a_step_is_its_own(trainer):
+    """After two steps it is what it is without the first; the weights are put back, and nothing is drawn between."""
+    images, labels = next(iter(trainer.loader(trainer.train_set, 0, train=True)))
+    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    gradients = []
+    for _ in range(2):
+        trainer.model.load_state_dict(start)
+        random_seed(0)
+        trainer.model.train()
+        trainer.train_step(images, labels)
+        gradients.append([p.grad.clone() for p in trainer.model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_loss_of_an_epoch_is_the_mean_over_its_images(trainer, monkeypatch):
+    labels = [torch.zeros(n, dtype=torch.long) for n in (4, 2)]
+    monkeypatch.setattr(trainer, "batches", lambda: [(torch.zeros(len(x), 3, 8, 8), x) for x in labels])
+    monkeypatch.setattr(trainer, "train_step", lambda images, labels: float(len(labels)))
+    assert trainer.train_epoch(0) == (pytest.approx((4 * 4 + 2 * 2) / 6), 6)
+
+
+def test_losses_and_scores_are_summed_over_the_processes(trainer, monkeypatch):
+    """With another process that has seen three times as much, of a loss of 0 and all of it right."""
+
+    def summed(values, _):
+        *sums, count = torch.as_tensor(values).tolist()
+        return [sums[0] + 3 * count, *sums[1:], 4 * count] if len(sums) == 2 else [*sums, 4 * count]
+
+    alone = trainer.test()
+    loss, images = trainer.train_epoch(0)
+    monkeypatch.setattr(trainer, "train_step", lambda *_: loss)
+    monkeypatch.setattr(engine, "sum_over_processes", summed)
+    monkeypatch.setattr(evaluate, "sum_over_processes", summed)
+    assert trainer.train_epoch(0) == (pytest.approx(loss / 4), 4 * images)
+    together = trainer.test()
+    assert together.images == 4 * alone.images == 80 and together.accuracy >= 0.75
+
+
+def test_noise_of_an_epoch_follows_from_seed_epoch_and_process(trainer, monkeypatch):
+    """But for the shares of mixup, which are those of the first process for all."""
+    monkeypatch.setattr(trainer, "batches", lambda: [])
+
+    def noise(epoch, rank):
+        trainer.epoch, trainer.rank = epoch, rank
+        trainer.train_epoch(0)
+        return torch.rand(1).item(), np.random.rand()  # noqa: NPY002  it is what Mixup draws from
+
+    (first, share), (later, later_share), (other, other_share) = noise(0, 0), noise(1, 0), noise(0, 1)
+    assert noise(0, 0) == (first, share) and len({first, later, other}) == 3
+    assert other_share == share != later_share
+
+
+def test_epochs_of_a_run_have_orders_of_their_own(trainer):
+    orders = []
+    for trainer.epoch in (0, 1, 0):
+        orders.append(list(trainer.loader(trainer.train_set, 0, train=True).sampler))
+    assert orders[0] == orders[2] != orders[1]
+
+
+def test_stage_begins_with_an_optimizer_without_moments(trainer):
+    trainer.train_epoch(0)
+    assert trainer.optimizer.state
+    trainer.enter(1)
+    assert not trainer.optimizer.state
+
+
+def saved_epochs(folder):
+    return {name: read_checkpoint(folder / f"{name}.safetensors")[2].epoch for name in ("best", "last")}
+
+
+def test_best_is_the_first_of_the_highest_accuracy_of_the_last_stage(config, monkeypatch):
+    """Three epochs of a stage, two of the next: the higher accuracies of the first stage do not count there."""
+    accuracies = iter([0.5, 0.9, 0.8, 0.6, 0.6])
+    monkeypatch.setattr(Trainer, "test", lambda self: evaluate.Score(next(accuracies), 1.0, 20))
+    seen = []
+    monkeypatch.setattr(engine, "summary_line", lambda record, _: seen.append(saved_epochs(folder)) or "")
+    folder = Path(config().out)
+    train(config())
+    assert [epochs["best"] for epochs in seen] == [1, 2, 2, 4, 4]
+    assert [epochs["last"] for epochs in seen] == [1, 2, 3, 4, 5]
+
+
+def test_restored_trainer_is_as_far_as_the_one_that_was_saved(trainer, config):
+    trainer.enter(1)
+    trainer.train_epoch(0)
+    trainer.epoch, trainer.best = 4, 0.7
+    saved = trainer.state()
+    again = Trainer(config(), torch.device("cpu"))
+    again.restore(copy.deepcopy(saved))
+    found = again.state()
+    progress = [{key: state[key] for key in ("epoch", "step", "stage", "best")} for state in (found, saved)]
+    assert progress[0] == progress[1] == {"epoch": 4, "step": 3, "stage": 1, "best": 0.7}
+    for part in ("model", "ema"):
+        assert all(torch.equal(value, saved[part][key]) for key, value in found[part].items())
+    moments = [state["optimizer"]["state"] for state in (found, saved)]
+    assert moments[1] and all(torch.equal(moments[0][i]["exp_avg"], moments[1][i]["exp_avg"]) for i in moments[1])
 
 
 def test_odd_batch_is_refused_with_mixup(write_config):

@@ -21,14 +21,19 @@ onnx = pytest.mark.skipif(
 )
 
 
+VIDEO = dict(name="video", root="videos", frames=4, seconds=1.5, gamma=0.5, motion="moving")
+VIDEO_NET = dict(depths=[1, 1, 1, 1], dims=[4, 4, 8, 8], ls_init_value=1.0)
+SMALL_S4ND = dict(d_state=4, stem_channels=4)
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
-    """checkpoint(model="s4nd_iso_tiny", size=8, **args of the model) -> path of an untrained model's checkpoint."""
+    """checkpoint(model="s4nd_iso_tiny", size=8, data={}, **args of the model) -> path of an untrained model's checkpoint."""
 
-    def write(model="s4nd_iso_tiny", size=8, **args):
+    def write(model="s4nd_iso_tiny", size=8, data=None, **args):
         torch.manual_seed(0)
         args = args or dict(embed_dim=8, depth=1)
-        tree = {"model": {"name": model, "args": args}, "stages": [{"size": size}]}
+        tree = {"model": {"name": model, "args": args}, "stages": [{"size": size}], "data": data or {}}
         config = config_from_dict(tree, "the test")
         path = tmp_path / f"{model}.safetensors"
         save_checkpoint(path, build_model(config, 2).state_dict(), config, META)
@@ -86,6 +91,73 @@ def test_onnx_file_computes_what_the_model_does_for_any_batch(model, size, opset
     assert about["model"] == model and len(json.loads(about["std"])) == 3
     if opset:
         assert [o.version for o in load(out).opset_import if not o.domain] == [opset]
+
+
+def assert_computes_the_same(found, model, x):
+    expected = model(x).detach()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@onnx
+@pytest.mark.parametrize(
+    "model, args, frames",
+    [
+        ("s4nd_convnext3d_micro", SMALL_S4ND, None),
+        ("s4nd_convnext3d_micro", dict(SMALL_S4ND, causal=True, num_frames=0), 6),
+        ("s4nd_convnext3d_tiny", dict(d_state=4, in_chans=1), 3),
+        ("convnext_i3d_tiny", {}, None),
+        ("convnext_s3d_tiny", {}, 6),
+    ],
+)
+def test_video_model_is_exported_as_a_function_of_clips_for_any_batch(model, args, frames, checkpoint, tmp_path):
+    import onnxruntime
+
+    path, out = checkpoint(model, 32, VIDEO, **VIDEO_NET, **args), tmp_path / "model.onnx"
+    done = export_model(path, out, (40, 64), frames=frames)
+    frames, channels, own = frames or 4, args.get("in_chans", 3), load_model(path)[0]
+    assert (done.size, done.frames) == ((40, 64), frames) and done.difference < 1e-5
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", channels, frames, 40, 64]
+    x = torch.randn(1, channels, frames, 40, 64)  # it was traced with a batch of two
+    assert_computes_the_same(torch.from_numpy(session.run(["logits"], {"clips": x.numpy()})[0]), own, x)
+    about = session.get_modelmeta().custom_metadata_map
+    given = {key: json.loads(about[key]) for key in ("size", "frames", "seconds", "gamma")}
+    assert given == {"size": [40, 64], "frames": frames, "seconds": 1.5, "gamma": 0.5} and about["motion"] == "moving"
+
+
+@pytest.mark.parametrize("model", ["s4nd_convnext3d_micro", "convnext_s3d_tiny"])
+def test_pt2_file_of_a_video_model_takes_clips_of_the_frames_asked_for(model, checkpoint, tmp_path, capsys):
+    path = checkpoint(
+        model, 32, dict(VIDEO, gamma=1.0, motion=None), **VIDEO_NET, **(SMALL_S4ND if "s4nd" in model else {})
+    )
+    for options, frames in ([], 4), (["--frames", "7"], 7):
+        out = tmp_path / f"{frames}.pt2"
+        assert main(["export", str(path), str(out), *options]) == 0
+        said = f"{out}: {frames} frames of 32 x 32 pixels, any batch; logits: difference "
+        assert capsys.readouterr().out.startswith(said)
+        about = dict.fromkeys(("frames", "seconds", "gamma", "motion"), "")
+        keys = list(about)  # the others are filled in too
+        loaded, x = torch.export.load(out, extra_files=about).module(), torch.randn(4, 3, frames, 32, 32)
+        assert_computes_the_same(loaded(x), load_model(path)[0], x)
+        assert [json.loads(about[key]) for key in keys] == [frames, 1.5, 1.0, None]
+
+
+def test_grey_image_model_is_exported_with_its_own_mean_and_std(checkpoint, tmp_path):
+    path, out = checkpoint(embed_dim=8, depth=1, in_chans=1), tmp_path / "model.pt2"
+    export_model(path, out)
+    about, x = dict.fromkeys(("mean", "std"), ""), torch.randn(4, 1, 8, 8)
+    assert_computes_the_same(torch.export.load(out, extra_files=about).module()(x), load_model(path)[0], x)
+    assert [len(json.loads(about[key])) for key in ("mean", "std")] == [1, 1]
+
+
+def test_frames_that_cannot_be_are_refused(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="frames is for videos, and the model was trained on the images of photos"):
+        export_model(checkpoint(), tmp_path / "model.pt2", frames=4)
+    path = checkpoint("convnext_i3d_tiny", 32, VIDEO, **VIDEO_NET)
+    with pytest.raises(ValueError, match="frames must be a positive number, got 0"):
+        export_model(path, tmp_path / "model.pt2", frames=0)
+    with pytest.raises(ValueError, match="convnext_i3d_tiny does not run at 1 frames of 32 x 32 pixels: "):
+        export_model(path, tmp_path / "model.pt2", frames=1)
 
 
 def test_file_that_computes_something_else_is_an_error(checkpoint, tmp_path, monkeypatch):

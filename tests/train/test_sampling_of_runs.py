@@ -5,6 +5,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from s4nd import S4ND
 from s4nd.train.checkpoint import Meta, load_model, read_checkpoint, save_checkpoint
 from s4nd.train.config import load_config
 from s4nd.train.engine import Trainer, train
@@ -166,6 +167,8 @@ def test_checkpoint_of_before_loads_with_one_warning_as_its_stage_was_trained(co
     with pytest.warns(UserWarning, match="built") as caught:
         loaded = load_model(tmp_path / "x.safetensors")[0]
     assert len(caught) == 1
+    layers = [module for module in loaded.modules() if isinstance(module, S4ND)]
+    assert [(layer.base_size, layer.bandlimit) for layer in layers] == [((12, 12), 0.3)] * 2
     assert_same(loaded, model, (8, 8), (12, 12), (16, 9))
 
 

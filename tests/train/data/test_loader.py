@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from s4nd.train.data import BadImage, build_dataset, make_loader
+from s4nd.train.data.loader import share
 
 
 def labels_of(loader):
@@ -53,6 +54,14 @@ def test_order_follows_seed_and_epoch(numbered):
     assert all(sorted(order) == list(range(40)) for order in orders)
 
 
+def test_augmentation_follows_seed_and_epoch(numbered):
+    shifts = [
+        make_loader(numbered(40), 8, 4, train=True, pad=0.5, seed=seed, epoch=epoch).dataset.shift.tolist()
+        for seed, epoch in [(0, 0), (0, 0), (0, 1), (1, 0)]
+    ]
+    assert shifts[0] == shifts[1] != shifts[2] != shifts[3] != shifts[0]
+
+
 @pytest.mark.parametrize("count, batches", [(10, [4, 4]), (8, [4, 4]), (4, [4]), (3, [3])])
 def test_training_drops_a_last_batch_that_is_not_full_unless_it_is_the_only_one(numbered, count, batches):
     loader = make_loader(numbered(count), 8, 4, train=True)
@@ -92,6 +101,18 @@ def test_processes_together_take_the_steps_of_one(numbered, count, world_size):
         }
         assert sorted(seen) == sorted(labels.tolist())
         assert all(torch.equal(seen[label], image) for image, label in zip(images, labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_hold_the_pairs_that_one_would_mix(world_size):
+    """An image is mixed with the one as far from the other end of its batch."""
+
+    def pairs(rank, world_size):
+        batches = torch.tensor(share(30, 12, rank, world_size, seed=0)).view(2, 12 // world_size)
+        return {frozenset(pair) for row in batches.tolist() for pair in zip(row, row[::-1], strict=True)}
+
+    alone = pairs(0, 1)
+    assert len(alone) == 12 and set.union(*(pairs(rank, world_size) for rank in range(world_size))) == alone
 
 
 def test_every_process_gets_the_only_batch_even_if_it_cannot_be_shared_evenly(numbered):

@@ -1,0 +1,512 @@
+"""Every key of a config against what it says, worked out by hand: each test fails if its key is ignored."""
+
+import math
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from timm.utils import random_seed
+
+import s4nd.models
+from s4nd import S4ND
+from s4nd.models.s4nd_iso import ConvMixer
+from s4nd.train import engine
+from s4nd.train.config import Config, StageConfig, load_config
+from s4nd.train.data import Clips
+from s4nd.train.engine import Trainer, train
+from s4nd.train.model import build_model, to_input
+
+CPU = torch.device("cpu")
+STAGES = "stages=[{size: 8, epochs: 2, bandlimit: 0.5}, {size: 10, epochs: 3}]"
+
+
+@pytest.fixture
+def config(write_config):
+    """config(*overrides) -> of stripes in the first stage of an S4ND network without dropout."""
+    path = write_config("s4nd_iso_tiny", d_state=4)
+    return lambda *overrides: load_config(path, ["data.hflip=false", *overrides])
+
+
+@pytest.fixture
+def trainer(config):
+    """trainer(*overrides) -> at the beginning of the first stage."""
+
+    def begin(*overrides):
+        trainer = Trainer(config(*overrides), CPU)
+        trainer.enter(0)
+        return trainer
+
+    return begin
+
+
+def batch(trainer):
+    return next(iter(trainer.loader(trainer.train_set, 0, train=True)))
+
+
+def plain_images(trainer):
+    """Every training image as it is evaluated."""
+    return torch.cat([images for images, _ in trainer.loader(trainer.train_set, 0, train=False)])
+
+
+def is_among(images, others):
+    """(B,) whether each image is one of the others."""
+    return torch.stack([(image == others).flatten(1).all(1).any() for image in images])
+
+
+def parameters(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def step(trainer, count=1):
+    """The losses of steps on the first batch."""
+    images, labels = batch(trainer)
+    trainer.model.train()
+    return [trainer.train_step(images, labels) for _ in range(count)]
+
+
+# ---- data
+
+
+def test_data_name(trainer):
+    pytest.importorskip("skimage", reason="needs the extra: pip install 's4nd[demo]'")
+    assert len(trainer("data.name=photos", "data.root=null").train_set.classes) == 14
+
+
+def test_data_root(trainer, tmp_path):
+    for path in ("train/here/0.png", "train/there/0.png", "test/here/0.png", "test/there/0.png"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        Image.new("RGB", (12, 12)).save(tmp_path / path)
+    assert trainer(f"data.root={tmp_path}").train_set.classes == ["here", "there"]
+
+
+def test_data_train_limit(trainer):
+    limited = trainer("data.train_limit=17")
+    assert (len(limited.train_set), len(limited.judges)) == (17, 20)
+
+
+def test_data_test_limit(trainer):
+    limited = trainer("data.test_limit=7")
+    assert (len(limited.train_set), len(limited.judges)) == (48, 7) and limited.test().images == 7
+
+
+def test_data_val_fraction(trainer):
+    """A quarter of the 24 training images of each class choose the best epoch; the others are trained on."""
+    apart = trainer("data.val_fraction=0.25")
+    counts = [np.bincount(part.labels).tolist() for part in (apart.train_set, apart.judges)]
+    assert counts == [[18, 18], [6, 6]] and apart.test().images == 12
+
+
+def test_data_hflip(trainer):
+    for_ever, never = trainer("data.hflip=true"), trainer("data.hflip=false")
+    plain = plain_images(never)
+    assert is_among(batch(never)[0], plain).all()
+    images, _ = batch(for_ever)
+    kept, mirrored = is_among(images, plain), is_among(images.flip(-1), plain)
+    assert kept.any() and mirrored.any() and (kept | mirrored).all()
+
+
+def test_data_pad(trainer):
+    """Of 8 pixels a quarter is 2: every image is a plain one moved by up to 2 pixels, and some are moved by 2."""
+    moved = trainer("data.pad=0.25")
+    plain, (images, _) = plain_images(moved), batch(moved)
+    padded = F.pad(plain.float(), (2, 2, 2, 2), mode="reflect").byte()
+    at = {(i, j): is_among(images, padded[..., i : i + 8, j : j + 8]) for i in range(5) for j in range(5)}
+    assert torch.stack(list(at.values())).any(0).all()
+    assert any(found.any() for (i, j), found in at.items() if i in (0, 4) and j in (0, 4))
+
+
+def test_data_workers(trainer):
+    busy = trainer("data.workers=1")
+    assert [busy.loader(busy.train_set, 0, train=is_training).num_workers for is_training in (True, False)] == [1, 1]
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Videos of HMDB-51's layout with two official splits; a data set opens none."""
+    pytest.importorskip("decord", reason="needs decord2, the extra `video`")
+    for name in ("jump", "run"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        (tmp_path / "lists").mkdir(exist_ok=True)
+        for split, tags in ((1, (1, 2, 0)), (2, (2, 0, 1))):
+            lines = [f"{i}.avi {tag}" for i, tag in enumerate(tags)]
+            (tmp_path / "lists" / f"{name}_test_split{split}.txt").write_text("\n".join(lines))
+        for i in range(3):
+            (tmp_path / "videos" / name / f"{i}.avi").touch()
+    return ["data.name=hmdb51", f"data.root={tmp_path / 'videos'}", f"data.lists={tmp_path / 'lists'}"]
+
+
+def names(dataset):
+    return [Path(path).name for path in dataset.paths]
+
+
+def test_data_lists(listed, config):
+    trainer = Trainer(video(config, *listed), CPU)
+    assert (names(trainer.train_set), names(trainer.judges)) == (["0.avi"] * 2, ["1.avi"] * 2)
+
+
+def test_data_split(listed, config):
+    trainer = Trainer(video(config, *listed, "data.split=2"), CPU)
+    assert (names(trainer.train_set), names(trainer.judges)) == (["2.avi"] * 2, ["0.avi"] * 2)
+
+
+def video(config, *overrides):
+    network = ["model.name=s4nd_convnext3d_tiny", "model.args.embed_dim=null", "stages.0.size=32", "batch_size=2"]
+    made = config(*network, "data.frames=4", "data.seconds=1", *overrides)
+    made.model.args = {"depths": [1, 0, 0, 1], "dims": [4, 4, 4, 8], "d_state": 4}
+    return made
+
+
+@pytest.fixture
+def clips(config, write_video):
+    """clips(*overrides, train=False, noise=False) -> what a run sees first of videos of 60 frames in 2 s.
+
+    Frame i is of grey 4 i, the left half of noise on request.
+    """
+    pytest.importorskip("decord", reason="needs decord2, the extra `video`")
+
+    def see(*overrides, train=False, noise=False):
+        for name in ("train/a/0", "train/a/1", "train/b/0", "train/b/1", "test/a/0", "test/b/0"):
+            last = write_video(f"videos/{name}.mp4", 60, noise=noise, grey=lambda i: 4 * i)
+        source = ["data.name=video", f"data.root={last.parents[2]}"]
+        trainer = Trainer(video(config, *source, *overrides), CPU)
+        dataset = trainer.train_set if train else trainer.judges
+        return next(iter(trainer.loader(dataset, 0, train=train)))[0]
+
+    return see
+
+
+def test_data_hflip_of_videos(clips):
+    plain = clips("batch_size=4", "seed=1", train=True, noise=True)
+    some = clips("batch_size=4", "seed=1", "data.hflip=true", train=True, noise=True)
+    kept, mirrored = ((some == other).flatten(1).all(1) for other in (plain, plain.flip(-1)))
+    assert kept.any() and mirrored.any() and (kept | mirrored).all()
+
+
+def greys(clip):
+    """(frames,) of a clip (3, frames, height, width)."""
+    return clip.double().mean((0, 2, 3))
+
+
+def test_data_frames(clips):
+    assert clips("data.frames=6").shape[2] == 6
+
+
+def test_data_seconds(clips):
+    """Four frames, each in the middle of its quarter: of 1 s at 30 a second and 4 grey levels they are 30 levels apart."""
+    for seconds, apart in ((1, 30), (0.5, 15)):
+        (clip, *_) = clips(f"data.seconds={seconds}", "data.clips=1")
+        assert greys(clip).diff().mean().item() == pytest.approx(apart, abs=4 / 3 + 1)  # whole frames, and the codec
+
+
+def test_data_clips(clips):
+    assert [len(clips(f"data.clips={K}")) for K in (1, 3)] == [1, 3]
+    assert len(clips()) == 2  # of 1 s in 2 s
+
+
+def test_data_scale(config, clips, monkeypatch):
+    """The crop is the size of a frame as resized: scale times smaller than a frame, at most."""
+    sides = []
+    render = Clips.render
+    see = lambda self, frames, scale=1.0, place=None: sides.append(scale) or render(self, frames, scale, place)  # noqa: E731
+    monkeypatch.setattr(Clips, "render", see)
+    clips("data.scale=3", train=True)
+    assert 1.5 < max(sides) <= 3 and min(sides) >= 1
+    sides.clear()
+    clips("data.scale=1", train=True)
+    assert set(sides) == {1.0}
+
+
+def test_data_randaugment(clips):
+    options = ["data.scale=1", "data.hflip=false"]
+    plain, strong = clips(*options, train=True), clips(*options, "data.randaugment=30", train=True)
+    assert plain.shape == strong.shape and not torch.equal(plain, strong)
+
+
+def test_data_gamma(clips):
+    plain, bright = clips(), clips("data.gamma=0.5")
+    expected = 255 * (plain.double() / 255).sqrt()
+    assert (bright.double() - expected).abs().max() <= 1  # rounded before it is resized
+
+
+def test_data_motion(clips):
+    """A change as large as the usual one is shown as half of 255. Frames are 30 grey levels apart, to a frame of 4."""
+    frames, changes = clips("data.clips=1"), clips("data.clips=1", "data.motion=changes")
+    assert greys(frames[0]).diff().min() > 20
+    assert (greys(changes[0]) - 127.5).abs().max() <= 127.5 * (math.sqrt(34 / 30) - 1) + 1
+
+
+# ---- model and init
+
+
+def test_model_name(write_config):
+    trainer = Trainer(load_config(write_config("conv_iso_tiny")), CPU)
+    assert isinstance(trainer.model.blocks[0].mixer, ConvMixer)
+
+
+def test_model_args(trainer):
+    model = trainer("model.args.depth=3").model
+    assert len(model.blocks) == 3 and model.stem.weight.shape[0] == 8
+
+
+def test_init_weights(config, tmp_path):
+    source = build_model(config("seed=1"), 2)
+    save_file(source.state_dict(), tmp_path / "x.safetensors")
+    trainer = Trainer(config(f"init.weights={tmp_path / 'x.safetensors'}"), CPU)
+    trainer.initialise()
+    own = {name: p for name, p in trainer.model.named_parameters() if not name.startswith("head.fc.")}
+    assert len(own) > 5 and all(torch.equal(p, source.get_parameter(name)) for name, p in own.items())
+
+
+def test_init_inflate(config, tmp_path, listed):
+    args = dict(img_size=32, num_classes=5, depths=[1, 0, 0, 1], dims=[4, 4, 4, 8], d_state=4)
+    source = s4nd.models.s4nd_convnext.s4nd_convnext_tiny(**args)
+    save_file(source.state_dict(), tmp_path / "x.safetensors")
+    trainer = Trainer(video(config, *listed, f"init.inflate={tmp_path / 'x.safetensors'}"), CPU)
+    trainer.initialise()
+    fc1 = "stages.0.blocks.0.mlp.fc1.weight"
+    assert torch.equal(trainer.model.get_parameter(fc1), source.get_parameter(fc1))
+
+
+# ---- stages
+
+
+def layers(model):
+    return [module for module in model.modules() if isinstance(module, S4ND)]
+
+
+def test_stages_size(trainer):
+    run = trainer(STAGES)
+    for stage, size in ((0, 8), (1, 10)):
+        run.enter(stage)
+        images, _ = next(iter(run.loader(run.train_set, stage, train=True)))
+        assert images.shape[2:] == (size, size)
+        assert [layer.base_size for layer in layers(run.model)] == [(size, size)] * 2
+
+
+def test_stages_epochs(trainer):
+    """In the plan, and in the length of the schedule: it is at its end after the stage's last step."""
+    run = trainer(STAGES)
+    assert run.plan() == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    for stage, epochs in ((0, 2), (1, 3)):
+        run.enter(stage)
+        run.schedule.step_update(epochs * 3 - 1)  # of 3 steps an epoch
+        assert run.lr() == pytest.approx(0.01 * cosine(epochs * 3 - 1, epochs * 3))
+
+
+def test_stages_bandlimit(trainer):
+    run = trainer(STAGES, "ema=0.5")
+    for stage, bandlimit in ((0, 0.5), (1, None), (0, 0.5)):
+        run.enter(stage)
+        for model in (run.model, run.ema.module):
+            assert [layer.bandlimit for layer in layers(model)] == [bandlimit] * 2
+
+
+# ---- optim and schedule
+
+
+def moved(run):
+    """How far each parameter goes in the first step of a stage."""
+    before = parameters(run.model)
+    step(run)
+    return {name: (p.detach() - before[name]).abs().max().item() for name, p in run.model.named_parameters()}
+
+
+def test_optim_lr(trainer):
+    """Adam's first step is lr along the sign of each gradient that is not as small as its epsilon."""
+    for lr in (0.01, 0.003):
+        run = trainer(f"optim.lr={lr}", "optim.weight_decay=0")
+        assert moved(run)["head.fc.bias"] == pytest.approx(lr, rel=1e-3) and run.lr() == lr
+
+
+def test_optim_ssm_lr(trainer):
+    run = trainer("optim.ssm_lr=0.0002")
+    far = moved(run)
+    assert far["blocks.0.mixer.s4nd.kernels.0.log_dt"] == pytest.approx(2e-4, rel=1e-2)
+    assert far["head.fc.bias"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_optim_weight_decay(trainer):
+    """Without a gradient AdamW multiplies what decays by 1 - lr * weight_decay, and leaves the rest."""
+    run = trainer("optim.weight_decay=0.3")
+    before = parameters(run.model)
+    for p in run.model.parameters():
+        p.grad = torch.zeros_like(p)
+    run.optimizer.step()
+    shrunk = {name: (p / before[name]).nanmean().item() for name, p in run.model.named_parameters()}
+    assert shrunk["blocks.0.mixer.proj.weight"] == pytest.approx(1 - 0.01 * 0.3, rel=1e-6)
+    assert shrunk["blocks.0.mixer.s4nd.kernels.0.log_A_real"] == shrunk["norm.weight"] == 1
+
+
+def test_optim_clip_grad(trainer):
+    norms = []
+    for clip_grad in ("null", 1e-3):
+        run = trainer(f"optim.clip_grad={clip_grad}")
+        step(run)
+        norms.append(torch.stack([p.grad.norm() for p in run.model.parameters()]).norm().item())
+    assert norms[0] > 0.01 and norms[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def rates(run, monkeypatch):
+    """The learning rate of every step of two epochs of 3."""
+    seen = []
+    monkeypatch.setattr(run, "train_step", lambda images, labels: seen.append(run.lr()) or 0.0)
+    for epoch in range(2):
+        run.train_epoch(epoch)
+    return seen
+
+
+def cosine(t, T):
+    return (1 + math.cos(math.pi * t / T)) / 2
+
+
+def test_schedule_warmup_epochs(trainer, monkeypatch):
+    expected = [0.01 * t / 3 for t in range(3)] + [0.01 * cosine(t, 3) for t in range(3)]
+    assert rates(trainer("schedule.warmup_epochs=1"), monkeypatch) == pytest.approx(expected)
+
+
+def test_schedule_min_lr(trainer, monkeypatch):
+    expected = [0.004 + 0.006 * cosine(t, 6) for t in range(6)]
+    assert rates(trainer("schedule.min_lr=0.004"), monkeypatch) == pytest.approx(expected)
+
+
+# ---- the rest
+
+
+def test_batch_size(trainer):
+    run = trainer("batch_size=6")
+    assert [len(labels) for _, labels in run.batches()] == [6] * 8
+
+
+def losses_by_hand(logits, targets):
+    return -(targets * logits.log_softmax(-1)).sum(-1).mean().item()
+
+
+def test_label_smoothing(trainer):
+    run = trainer("label_smoothing=0.2")
+    images, labels = batch(run)
+    logits = run.model.train()(to_input(images, run.model, CPU)).detach()
+    targets = 0.8 * F.one_hot(labels, 2) + 0.1
+    assert run.train_step(images, labels) == pytest.approx(losses_by_hand(logits, targets), rel=1e-5)
+
+
+def mixed(run):
+    """Images before and after, labels, targets, the loss by hand and the loss of a step."""
+    images, labels = batch(run)
+    seen = {}
+    run.model.register_forward_pre_hook(lambda _, args: seen.update(images=args[0].detach().clone()))
+    run.criterion.register_forward_hook(lambda _, args, __: seen.update(logits=args[0].detach(), targets=args[1]))
+    random_seed(0)
+    loss = run.train_step(images, labels)
+    before = to_input(images, run.model, CPU)
+    assert loss == pytest.approx(losses_by_hand(seen["logits"], seen["targets"]), rel=1e-5)
+    # Half of each pair, reversed, is the other's: the share of the first follows from the targets.
+    one, other = F.one_hot(labels, 2).float(), F.one_hot(labels.flip(0), 2).float()
+    pair = int((labels != labels.flip(0)).nonzero()[0])
+    share = ((seen["targets"] - other)[pair] / (one - other)[pair])[0].item()
+    torch.testing.assert_close(seen["targets"], share * one + (1 - share) * other)
+    return before, seen["images"], share
+
+
+def test_mixup(trainer):
+    before, after, share = mixed(trainer("mixup=1.0"))
+    assert 0.02 < share < 0.98
+    torch.testing.assert_close(after, share * before + (1 - share) * before.flip(0), rtol=0, atol=1e-5)
+
+
+def test_cutmix(trainer):
+    """A rectangle of the other image, of its share of the area."""
+    before, after, share = mixed(trainer("cutmix=1.0"))
+    pasted = (after != before).any(1).any(0)
+    assert pasted.any() and torch.equal(after, torch.where(pasted, before.flip(0), before))
+    rows, columns = pasted.any(1).sum().item(), pasted.any(0).sum().item()
+    assert pasted.sum() == rows * columns and share == pytest.approx(1 - rows * columns / 64, abs=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.9])
+def test_ema(trainer, decay):
+    """The average is the model after the first step, and then avg <- d avg + (1 - d) model, where the decay d of step t + 1
+    is at most 1 - (1 + t)^(-2/3) while the run is young."""
+    run, models = trainer(f"ema={decay}"), []
+    for _ in range(4):
+        step(run)
+        models.append(parameters(run.model))
+    average = models[0]
+    for t, model in enumerate(models[1:], 1):
+        d = min(decay, 1 - (1 + t) ** (-2 / 3))
+        average = {name: d * average[name] + (1 - d) * model[name] for name in average}
+    for name, p in run.ema.module.named_parameters():
+        torch.testing.assert_close(p, average[name], rtol=1e-5, atol=1e-6)
+    assert trainer().ema is None
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("none", torch.float32), ("bf16", torch.bfloat16)])
+def test_amp(trainer, amp, dtype):
+    run, seen = trainer(f"amp={amp}"), set()
+    run.model.blocks[0].mixer.proj.register_forward_hook(lambda _, __, y: seen.add(y.dtype))
+    step(run)
+    assert seen == {dtype}
+
+
+def test_seed(trainer):
+    """It gives the weights, the order of the images and their augmentation, and the noise of the model."""
+
+    def drawn(seed):
+        run, numbers = trainer(f"seed={seed}", "data.pad=0.25"), []
+        # np.random is what Mixup draws from
+        run.train_step = lambda *_: numbers.append((torch.rand(1).item(), np.random.rand())) or 0.0  # noqa: NPY002
+        run.train_epoch(0)
+        view = run.loader(run.train_set, 0, train=True)
+        return run.model.stem.weight.tolist(), list(view.sampler), view.dataset.shift.tolist(), numbers
+
+    for one, again, other in zip(drawn(0), drawn(0), drawn(1), strict=True):
+        assert one == again != other
+
+
+def test_out(config, tmp_path):
+    folder = train(config(f"out={tmp_path / 'elsewhere'}", "stages.0.epochs=1"))
+    assert folder == tmp_path / "elsewhere" and (folder / "last.safetensors").is_file()
+    assert config("out=null").out == "runs/folder/s4nd_iso_tiny"
+
+
+def test_resume(config, tmp_path, monkeypatch):
+    """From its own folder, or from another: the steps that are made are those that were left."""
+    made = []
+    train_epoch = Trainer.train_epoch
+    monkeypatch.setattr(Trainer, "train_epoch", lambda self, i: made.append(self.epoch) or train_epoch(self, i))
+    folder = train(config("stages.0.epochs=1"))
+    train(config(f"resume={folder}", "stages.0.epochs=2", f"out={tmp_path / 'other'}"))
+    train(config("resume=auto", "stages.0.epochs=2"))
+    assert made == [0, 1, 1]
+
+
+def test_device(config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(engine, "choose_device", lambda name: asked.append(name) or CPU)
+    train(config("device=cuda:1", "stages.0.epochs=1"))
+    assert asked == ["cuda:1"]
+
+
+# ---- nothing is forgotten
+
+
+def keys(kind=Config, prefix=""):
+    for field in fields(kind):
+        inner = StageConfig if field.name == "stages" else field.type
+        if is_dataclass(inner):
+            yield from keys(inner, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def test_every_key_has_a_test_here_and_a_mutation_that_ignores_it():
+    assert {"data.name", "stages.size", "optim.lr", "device"} <= set(keys())
+    untested = [key for key in keys() if f"test_{key.replace('.', '_')}" not in globals()]
+    entries = yaml.safe_load((Path(__file__).parents[1] / "mutations.yaml").read_text(encoding="utf-8"))
+    unbroken = {f"{key} ignored" for key in keys()} - {entry["name"] for entry in entries}
+    assert (untested, sorted(unbroken)) == ([], [])
