@@ -62,9 +62,7 @@ class FactoredConv3d(nn.Conv2d):
         shifted = (x[:, :, k : k + frames : self.stride_time] for k in range(self.taps))
         x = sum(self.time_weight[k] * clip for k, clip in enumerate(shifted))
         x = rearrange(x, "b c t h w -> b t c h w")
-        if (
-            torch.compiler.is_exporting()
-        ):  # exporters change memory layouts later, and a view would hold for the present one
+        if torch.compiler.is_exporting():  # a view holds for the present memory layout, which exporters change later
             x = x.clone(memory_format=torch.contiguous_format)
         y = super().forward(rearrange(x, "b t c h w -> (b t) c h w"))
         return rearrange(y, "(b t) c h w -> b c t h w", t=x.shape[1])

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from timm.utils import reparameterize_model
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from .checkpoint import load_model
 from .config import DataConfig
+from .model import channels, check_runs, normalisation
 
 TOLERANCE = 1e-4  # of the file's logits, relative to the largest
 OLDEST_OPSET = 18  # of torch's exporter
@@ -62,16 +63,16 @@ def export_model(
     model, config, meta = load_model(checkpoint)
     height, width = _height_width(config.stages[meta.stage].size if size is None else size)
     time = _time(config.data, frames)
-    in_chans = config.model.args.get("in_chans", 3)
     grid = [time["frames"], height, width] if time else [height, width]
-    x = torch.randn(3, in_chans, *grid, generator=torch.Generator().manual_seed(0))
-    logits = _run(model, x, config.model.name)
+    x = torch.randn(3, channels(model), *grid, generator=torch.Generator().manual_seed(0))
+    logits = check_runs(model, x, config.model.name)
+    mean, std = normalisation(model)
     about = {
         "model": config.model.name,
         "classes": meta.classes,
         "size": [height, width],
-        "mean": model.pretrained_cfg["mean"],
-        "std": model.pretrained_cfg["std"],
+        "mean": mean,
+        "std": std,
         **time,
     }
     about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
@@ -126,17 +127,6 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
     if len(sides) not in (1, 2) or min(sides) < 1:
         raise ValueError(f"size must be one positive number or height and width, got {size}")
     return sides[0], sides[-1]
-
-
-@torch.no_grad()
-def _run(model: nn.Module, x: Tensor, name: str) -> Tensor:
-    try:
-        return model(x)
-    except (RuntimeError, ValueError, AssertionError) as error:  # torch's and timm's, and the layer's
-        *frames, height, width = x.shape[2:]
-        clip = f"{frames[0]} frames of " if frames else ""
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{name} does not run at {clip}{height} x {width} pixels: {reason}") from error
 
 
 def _write_onnx(program: ExportedProgram, out: Path, about: dict[str, str], opset: int | None, name: str) -> None:
