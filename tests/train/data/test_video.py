@@ -71,6 +71,17 @@ def test_rotation_tag_is_respected(misc):
         assert (read(path)[0].float() - upright).abs().mean() < 2  # colours are rounded at another place
 
 
+def test_packed_frames_are_those_of_a_forward_read(misc):
+    """XviD in AVI, as HMDB-51's: two frames in one packet, and a packet that holds none, in turn."""
+    path = misc / "mmaction2_test.avi"
+    with av.open(str(path)) as file:
+        forward = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    for wanted in ([2], [3], [50, 51, 90], [0, 163]):
+        frames = read(path, lambda times, wanted=wanted: np.array(wanted))
+        for frame, i in zip(frames, wanted, strict=True):
+            np.testing.assert_array_equal(frame.permute(1, 2, 0).numpy(), forward[i])
+
+
 def test_huge_frames_are_decoded_small(misc):
     """1920 x 1080 is beyond MAX_PIXELS, and comes with its shorter side as wanted and its shape kept."""
     assert 1920 * 1080 > MAX_PIXELS
