@@ -201,6 +201,7 @@ def _resampled(name: str, layer: S4ND, flat: dict[str, Tensor], sampling: Sampli
         value.copy_(flat[keys[key]])
     twin.base_size = (layer.base_size[0], *sampling.base_size)
     twin.l_max = (layer.l_max[0], *sampling.l_max)
+    twin.resample = (layer.resample[0], *sampling.resample)
     set_base_size(twin, layer.base_size, rescale=True)
     flat.update({keys[key]: value.detach() for key, value in own.items()})
     return twin

@@ -49,7 +49,7 @@ def held(k: Tensor, n: int, *, align: str, causal: bool) -> Tensor:
         (..., 2n - 1), in the dtype of k.
     """
     b = (k.shape[-1] + 1) // 2
-    if n == b:
+    if not torch.compiler.is_exporting() and n == b:  # a program for all sizes must not be bound by a comparison
         return k
     half = wide(k).repeat_interleave(2, -1) / 2  # (..., 2 (2b - 1)): the mass of each half of a cell
     if causal and align == "centre":  # lag 0 has one half, the second

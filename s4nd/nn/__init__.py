@@ -4,7 +4,7 @@ from s4nd.nn.kept import frozen
 from s4nd.nn.kernels import KERNELS
 from s4nd.nn.optim_settings import no_weight_decay, param_groups
 from s4nd.nn.plan import Plan
-from s4nd.nn.resolution import set_bandlimit, set_base_size
+from s4nd.nn.resolution import set_bandlimit, set_base_size, set_resample
 from s4nd.nn.s4nd import S4ND
 from s4nd.nn.sampling import Sampling
 
@@ -18,4 +18,5 @@ __all__ = [
     "param_groups",
     "set_bandlimit",
     "set_base_size",
+    "set_resample",
 ]

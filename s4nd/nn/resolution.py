@@ -21,6 +21,12 @@ def set_bandlimit(model: nn.Module, bandlimit: float | None) -> None:
         layer.bandlimit = bandlimit
 
 
+def set_resample(model: nn.Module, resample: str | Sequence[str]) -> None:
+    """The way of every S4ND layer to another grid than the trained one: "continuous" or "hold", one value or one per axis."""
+    for layer in layers(model):
+        layer.resample = resample
+
+
 @torch.no_grad()
 def set_base_size(model: nn.Module, size: int | Sequence[int | None] | None, *, rescale: bool = False) -> None:
     """Declare the grid at every S4ND layer of the model to be the trained one.
@@ -29,14 +35,17 @@ def set_base_size(model: nn.Module, size: int | Sequence[int | None] | None, *, 
         size: samples along each axis at the layers, one value or one per axis; None: the axis extends.
         rescale: False only declares it: at `size` the layer now has rate 1, whatever it had before. True also multiplies dt
             by the rate that the layer had at `size`, and divides l_max by it, so that without a bandlimit it computes what it
-            did: its kernels are re-sampled for good.
+            did: its kernels are re-sampled for good. Held kernels (`resample`) cannot be: they stay those of the grid on which
+            they were trained, and go on being held, so that the layer computes what it did too.
     """
     for layer in layers(model):
-        new, windows = per_axis("base_size", size, layer.ndim), list(layer.l_max)
+        new, windows = list(per_axis("base_size", size, layer.ndim)), list(layer.l_max)
         if rescale:
             for axis, (kernel, n, window) in enumerate(zip(layer.kernels, new, layer.l_max, strict=True)):
-                if n is not None:
+                if layer.sampling.holds(axis):
+                    new[axis] = layer.base_size[axis]
+                elif n is not None:
                     rate = layer.rate(axis, n)
                     kernel.rescale(rate)
                     windows[axis] = window and max(1, round(window / rate))
-        layer.sampling = replace(layer.sampling, base_size=new, l_max=tuple(windows))
+        layer.sampling = replace(layer.sampling, base_size=tuple(new), l_max=tuple(windows))

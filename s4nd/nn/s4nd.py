@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s4nd.conv import ALGORITHMS, lags, separable_conv
+from s4nd.conv import ALGORITHMS, held, lags, separable_conv
 from s4nd.nn.kept import Kept, Numbers, numbers_of
 from s4nd.nn.kernels import KERNELS
 from s4nd.nn.kernels.side_by_side import alike, side_by_side
@@ -60,6 +60,8 @@ class S4ND(SampledModule):
         dt_min*, dt_max*: range of the initial steps, None for 0.01 and 1; not for lru, which has no dt.
         n_ssm*: number of independent (A, B), divides d_model; None for d_model.
         disc*: discretisation: zoh (default), bilinear, dirac or async for s4d and ema, bilinear for s4, zoh for dss.
+        resample*: the kernel of another grid than the trained one is "continuous", sampled there, or the trained grid's with
+            every lag held over its pixel, "hold", which lets in nothing that training did not see. See conv/held.py.
         align: "centre": a sample stands for its pixel's centre; "edge": for its first edge, as in the reference
             implementation. See ssm/align.py.
         algorithm: of the convolution along each axis, see conv/separable.py.
@@ -88,6 +90,7 @@ class S4ND(SampledModule):
         dt_max: float | Sequence[float] | None = None,
         n_ssm: int | Sequence[int | None] | None = 1,
         disc: str | Sequence[str] | None = None,
+        resample: str | Sequence[str] = "continuous",
         align: str = "centre",
         algorithm: str = "auto",
         backend: str = "auto",
@@ -105,7 +108,7 @@ class S4ND(SampledModule):
         )
         self.out_channels = None if out_channels is None else positive("out_channels", out_channels)
         self.d_state, self.algorithm = d_state, algorithm
-        self.sampling = Sampling(self.ndim, base_size, l_max, bandlimit, align)
+        self.sampling = Sampling(self.ndim, base_size, l_max, bandlimit, align, resample)
         self.bidirectional = per_axis("bidirectional", bidirectional, ndim)
         self.pool = tuple(positive("pool", p) for p in per_axis("pool", pool, ndim))
         options = _axis_options(kernel, ndim, dt_min=dt_min, dt_max=dt_max, disc=disc, **kernel_options)
@@ -182,30 +185,41 @@ class S4ND(SampledModule):
                 found[axis] = self._compute_lags(axis, n)
                 continue
             settings = dict(bandlimit=self.bandlimit, align=self.align)
-            parts = side_by_side([self.kernels[i] for i in group], self.taps(axis, n), self.rate(axis, n), **settings)
-            found |= {i: self._to_lags(part, i, n) for i, part in zip(group, parts, strict=True)}
+            taps, rate = self._kernel_taps(axis, n), self.rate(axis, self.sampling.kernel_grid(axis, n))
+            parts = side_by_side([self.kernels[i] for i in group], taps, rate, **settings)
+            found |= {i: self._to_lags(part, i, size[i]) for i, part in zip(group, parts, strict=True)}
         return [found[axis] for axis in range(self.ndim)]
 
     def _alike(self, i: int, n: int, j: int, m: int) -> bool:
         """Whether axis i of n samples and axis j of m ask kernels of one configuration for the same samples."""
         if i == j:
             return True
-        same = self.taps(i, n) == self.taps(j, m) and self.rate(i, n) == self.rate(j, m)
-        return n == m and same and alike(self.kernels[i], self.kernels[j])
+        grids = self.sampling.kernel_grid(i, n), self.sampling.kernel_grid(j, m)
+        same = self._kernel_taps(i, n) == self._kernel_taps(j, m) and self.rate(i, grids[0]) == self.rate(j, grids[1])
+        return grids[0] == grids[1] and same and alike(self.kernels[i], self.kernels[j])
 
     def _compute_lags(self, axis: int, n: int) -> Tensor:
-        rate, window, settings = self.rate(axis, n), self.l_max[axis], dict(bandlimit=self.bandlimit, align=self.align)
-        if window is None or not torch.compiler.is_exporting():
-            return self._to_lags(self.kernels[axis](self.taps(axis, n), rate, **settings), axis, n)
+        rate, window = self.rate(axis, self.sampling.kernel_grid(axis, n)), self.l_max[axis]
+        settings = dict(bandlimit=self.bandlimit, align=self.align)
+        if window is None or self.sampling.holds(axis) or not torch.compiler.is_exporting():
+            return self._to_lags(self.kernels[axis](self._kernel_taps(axis, n), rate, **settings), axis, n)
         # A length that follows from rounding would bind the program to sizes like the example's.
         taps = torch.full((), window / rate, device=self.kernels[axis].C.device).round().clamp(min=1)
         k = self.kernels[axis](n, rate, **settings)
         return self._to_lags(k * (torch.arange(n, device=k.device) < taps), axis, n)
 
+    def _kernel_taps(self, axis: int, n: int) -> int:
+        """Samples of the one-sided kernels that are computed for an axis of n."""
+        if not self.sampling.holds(axis):
+            return self.taps(axis, n)
+        return min(self.base_size[axis], self.l_max[axis] or self.base_size[axis])
+
     def _to_lags(self, k: Tensor, axis: int, n: int) -> Tensor:
-        """From the kernels of an axis (copies, H, taps)."""
-        k = k.unflatten(0, (2 if self.bidirectional[axis] else 1, self.rank, -1))  # (directions, R, C, H, L)
-        return lags(k[0], k[1] if self.bidirectional[axis] else None, n, self.align)
+        """From the kernels of an axis (copies, H, taps), on the grid that they are computed on, to lags on one of n."""
+        two_sided = self.bidirectional[axis]
+        k = k.unflatten(0, (2 if two_sided else 1, self.rank, -1))  # (directions, R, C, H, L)
+        k = lags(k[0], k[1] if two_sided else None, self.sampling.kernel_grid(axis, n), self.align)
+        return held(k, n, align=self.align, causal=not two_sided) if self.sampling.holds(axis) else k
 
     def forward(self, u: Tensor) -> Tensor:
         """u (B, H, n_1, ..., n_D), floating point -> (B, H * channels or O * channels, n_1 // p_1, ..., n_D // p_D)."""
@@ -294,7 +308,8 @@ class S4ND(SampledModule):
             u: (B, H, *axes) without the causal axis, i.e. (B, H) for ndim=1.
             state: what the step before returned; None starts from silence. A plain tensor (B, H, *axes, N), 2N for EMA, which
                 may be detached, moved or indexed by image; float64, whatever u is (see ssm/stepping.py).
-            n: samples of the whole causal axis, needed where the kernel depends on it: with base_size, l_max or DSS.
+            n: samples of the whole causal axis, needed where the kernel depends on it: with base_size, l_max or DSS. A held
+                kernel is a recurrence on the trained grid alone.
 
         Returns:
             y (B, H * channels or O * channels, *axes // pool), and the state for the next step.
@@ -324,7 +339,7 @@ class S4ND(SampledModule):
     def extra_repr(self) -> str:
         names = ["d_model", "ndim", "d_state", "rank", "channels", "out_channels", "bidirectional", "base_size"]
         return ", ".join(
-            f"{n}={getattr(self, n)}" for n in [*names, "l_max", "pool", "bandlimit", "align", "algorithm"]
+            f"{n}={getattr(self, n)}" for n in [*names, "l_max", "pool", "bandlimit", "resample", "align", "algorithm"]
         )
 
 

@@ -19,6 +19,9 @@ from s4nd.ssm.align import ALIGNMENTS, check_align
 
 VERSION = 1
 PER_AXIS = ("base_size", "l_max")
+# Ways to the kernel of another grid than the trained one: the continuous kernel sampled there, or the trained grid's, every lag
+# held over its pixel (s4nd/conv/held.py).
+RESAMPLE = ("continuous", "hold")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Sampling:
         bandlimit: modes above this fraction of the Nyquist frequency, of the coarser of the trained and the present grid, are
             left out; None keeps all.
         align: "centre" or "edge", see ssm/align.py.
+        resample*: way to another grid, of RESAMPLE; of no account where base_size is None.
     """
 
     ndim: int
@@ -40,6 +44,7 @@ class Sampling:
     l_max: tuple[int | None, ...] = None
     bandlimit: float | None = None
     align: str = "centre"
+    resample: tuple[str, ...] = "continuous"
 
     def __post_init__(self) -> None:
         for name in PER_AXIS:
@@ -49,6 +54,18 @@ class Sampling:
         if self.bandlimit is not None and not self.bandlimit > 0:
             raise ValueError(f"bandlimit must be positive or None, got {self.bandlimit}")
         check_align(self.align)
+        ways = per_axis("resample", self.resample, self.ndim)
+        if not {*ways} <= {*RESAMPLE}:
+            raise ValueError(f"resample must be one of {RESAMPLE}, or one per axis, got {self.resample!r}")
+        object.__setattr__(self, "resample", ways)
+
+    def holds(self, axis: int) -> bool:
+        """Whether other grids than the trained one get the trained grid's kernel, held."""
+        return self.resample[axis] == "hold" and self.base_size[axis] is not None
+
+    def kernel_grid(self, axis: int, n: int) -> int:
+        """Samples of the grid whose kernel is computed for an axis of n."""
+        return self.base_size[axis] if self.holds(axis) else n
 
     def rate(self, axis: int, n: int) -> float:
         """Step of a grid of n samples along the axis, in steps of the trained grid."""
@@ -56,17 +73,27 @@ class Sampling:
 
     def taps(self, axis: int, n: int) -> int:
         """Samples that a one-sided kernel spans on an axis of n: all n, unless l_max ends it before."""
-        window = self.l_max[axis]
-        return n if window is None else min(n, max(1, round(window / self.rate(axis, n))))
+        window, base = self.l_max[axis], self.base_size[axis]
+        if window is None:
+            return n
+        if not self.holds(axis):
+            return min(n, max(1, round(window / self.rate(axis, n))))
+        # Up to the end of the cell of the last trained lag, in cells of this grid.
+        window = min(window, base)
+        reach = ((2 * window - 1) * n + base) if self.align == "centre" else 2 * window * n
+        return min(n, -(-reach // (2 * base)))
 
     def to_tensor(self) -> Tensor:
-        """Bytes, (22 + 8 D,) uint8: a checksum, then version, alignment, bandlimit and sizes, little-endian; 0 stands for None.
+        """Bytes, (22 + 8 D,) uint8: a checksum, then version, alignment and ways, bandlimit and sizes, little-endian; 0 stands
+        for None.
 
         Bytes are whole numbers below 256, which survive being averaged with equal ones or cast to any floating-point type,
         as tools do to all that a state dict holds.
         """
         sizes = [n or 0 for n in (*self.base_size, *self.l_max)]
-        alignment = ALIGNMENTS.index(self.align)
+        # The ways stand above the alignment, two bits each: older versions, which know no other than the first, refuse others.
+        ways = sum(RESAMPLE.index(way) << 2 * axis for axis, way in enumerate(self.resample))
+        alignment = ALIGNMENTS.index(self.align) | ways << 8
         content = struct.pack(f"<HIId{len(sizes)}I", VERSION, self.ndim, alignment, self.bandlimit or 0.0, *sizes)
         return torch.tensor(list(struct.pack("<I", zlib.crc32(content)) + content), dtype=torch.uint8)
 
@@ -94,10 +121,13 @@ class Sampling:
         version, ndim, alignment, bandlimit, *sizes = struct.unpack(layout, content)
         if checksum != struct.pack("<I", zlib.crc32(content)):
             raise ValueError("a sampling's checksum is wrong: it is damaged, or an average of different ones")
-        if version != VERSION or len(sizes) != 2 * ndim or alignment >= len(ALIGNMENTS):
+        ways = [alignment >> 8 + 2 * axis & 3 for axis in range(ndim)]
+        alignment &= 255
+        known = alignment < len(ALIGNMENTS) and max(ways, default=0) < len(RESAMPLE)
+        if version != VERSION or len(sizes) != 2 * ndim or not known:
             raise ValueError(f"a sampling of version {version}, this version of s4nd reads {VERSION}")
         base, window = ([n or None for n in part] for part in (sizes[:ndim], sizes[ndim:]))
-        return cls(ndim, base, window, bandlimit or None, ALIGNMENTS[alignment])
+        return cls(ndim, base, window, bandlimit or None, ALIGNMENTS[alignment], tuple(RESAMPLE[way] for way in ways))
 
 
 _last_load: list | None = None  # the list of missing keys of the last load that was warned about
@@ -116,7 +146,9 @@ class SampledModule(nn.Module):
     """A module with a `sampling`, which is part of its state dict under `_extra_state`: loading sets it."""
 
     sampling: Sampling
-    base_size, l_max, bandlimit, align = map(_of_sampling, ("base_size", "l_max", "bandlimit", "align"))
+    base_size, l_max, bandlimit, align, resample = map(
+        _of_sampling, ("base_size", "l_max", "bandlimit", "align", "resample")
+    )
 
     def rate(self, axis: int, n: int) -> float:
         """Step of a grid of n samples along the axis, in steps of the trained grid."""

@@ -13,7 +13,7 @@ from s4nd import S4ND
 from tests.small import F64, assert_close
 
 STATE = "_extra_state"
-SETTINGS = ("base_size", "l_max", "bandlimit", "align")
+SETTINGS = ("base_size", "l_max", "bandlimit", "align", "resample")
 SAMPLINGS = {
     "as built": dict(),
     "trained at 6": dict(base_size=6),
@@ -21,7 +21,10 @@ SAMPLINGS = {
     "a window": dict(base_size=(7, 4), l_max=(3, None)),
     "a bandlimit": dict(base_size=9, bandlimit=0.3),
     "at the edge": dict(base_size=8, align="edge"),
-    "everything": dict(base_size=(1024, 7), l_max=(300, 2), bandlimit=1 / 3, align="edge"),
+    "held": dict(base_size=(5, 7), resample="hold"),
+    "everything": dict(
+        base_size=(1024, 7), l_max=(300, 2), bandlimit=1 / 3, align="edge", resample=("continuous", "hold")
+    ),
 }
 GRIDS = [(6, 6), (5, 8), (9, 3)]
 
@@ -69,7 +72,8 @@ def test_it_is_one_small_tensor_of_integers_and_follows_the_settings():
     layer = make(**SAMPLINGS["everything"])
     before = layer.state_dict()[STATE]
     assert not before.is_floating_point() and not before.is_complex() and before.numel() <= 64
-    for name, value in dict(base_size=(3, None), l_max=(None, 2), bandlimit=0.7, align="centre").items():
+    others = dict(base_size=(3, None), l_max=(None, 2), bandlimit=0.7, align="centre", resample=("hold", "hold"))
+    for name, value in others.items():
         setattr(layer, name, value)
         assert settings(layer)[name] == value
         after = layer.state_dict()[STATE]
