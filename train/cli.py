@@ -1,6 +1,7 @@
 """The command `s4nd`: train, evaluate at several resolutions, export."""
 
 import argparse
+import copy
 import os
 import sys
 from collections import Counter
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import torch
 
+from s4nd import set_resample
+from s4nd.models import hold_convolutions
+from s4nd.nn.sampling import RESAMPLE
 from s4nd.ops import BackendError
 
 from .checkpoint import load_model, read_checkpoint
@@ -62,6 +66,17 @@ def _parser() -> argparse.ArgumentParser:
     testing.add_argument("--sizes", nargs="+", type=int, required=True, help="pixels per side, such as 16 24 32 48")
     testing.add_argument(
         "--frames", nargs="+", type=int, help="of a clip of unchanged duration, such as 8 16; videos only"
+    )
+    testing.add_argument(
+        "--resample",
+        nargs="+",
+        choices=RESAMPLE,
+        help="ways to the kernels of other sizes, a row each; hold is for convolutions too; default: the checkpoint's",
+    )
+    testing.add_argument(
+        "--control",
+        action="store_true",
+        help="also a row of the same images resized to the trained size, and run there",
     )
     testing.add_argument("--data", metavar="NAME", help="data set; default: the checkpoint's")
     testing.add_argument("--root", help="its folder or file; default: the checkpoint's")
@@ -195,13 +210,33 @@ def _curves(path: str, name: str, args: argparse.Namespace, device: torch.device
         sampling = data.sampling() and replace(data.sampling(), frames=frames)
         if sampling:
             print(f"{name}: {sampling.protocol()}", flush=True)
-        accuracy, refused = {}, {}
-        curves.append(Curve(f"{name}, {frames} frames" if args.frames else name, trained_size, accuracy, refused))
-        for size in sizes:
-            try:
-                accuracy |= evaluate_sizes(model, dataset, [size], sampling=sampling, **settings)
-            except SizeRefused as error:
-                refused[size] = str(error)
+        row = f"{name}, {frames} frames" if args.frames else name
+        for way in args.resample or [None]:
+            variant = _resampled(model, way, trained_size)
+            rows = {f"{row}, {way}" if way else row: None}
+            if args.control and way in (None, (args.resample or [None])[0]):  # all ways are one at the trained size
+                rows[f"{row}, control"] = trained_size
+            for label, control in rows.items():
+                accuracy, refused = {}, {}
+                curves.append(Curve(label, trained_size, accuracy, refused))
+                for size in sizes:
+                    try:
+                        accuracy |= evaluate_sizes(
+                            variant, dataset, [size], sampling=sampling, control=control, **settings
+                        )
+                    except SizeRefused as error:
+                        refused[size] = str(error)
+
+
+def _resampled(model: torch.nn.Module, way: str | None, trained_size: int) -> torch.nn.Module:
+    """The model, or a copy that goes another way to sizes that it was not trained at."""
+    if way is None:
+        return model
+    model = copy.deepcopy(model)
+    set_resample(model, way)
+    if way == "hold":
+        hold_convolutions(model, trained_size)
+    return model
 
 
 def _names(args: argparse.Namespace) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
 import s4nd.models  # noqa: F401  registers S4ND's models with timm
-from s4nd import S4ND, set_bandlimit
+from s4nd import S4ND, set_bandlimit, set_resample
 from s4nd.ops import BackendError
 
 from .config import Config
@@ -37,7 +37,7 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
         model = _create(name, args, grid)
     except TypeError as error:
         raise ValueError(f"model {name} does not take model.args {config.model.args}: {error}") from error
-    set_bandlimit(model, config.stages[stage].bandlimit)
+    _set_ways(model, config, stage)
     mean, std = normalisation(model)
     model.pretrained_cfg.update(mean=mean, std=std)  # of as many channels as the model has, for whoever asks the model
     return model
@@ -53,16 +53,23 @@ def _create(name: str, args: dict, grid: dict[str, int]) -> nn.Module:
 
 
 def enter_stage(model: nn.Module, config: Config, stage: int) -> None:
-    """Bring a model of another stage to stage number `stage`: its resolution and its bandlimit.
+    """Bring a model of another stage to stage number `stage`: its resolution, its bandlimit and its way to other sizes.
 
     Raises:
-        ValueError: a bandlimit for a model without S4ND layers.
+        ValueError: a bandlimit or a way for a model without S4ND layers.
     """
-    if config.stages[stage].bandlimit is not None and not any(isinstance(m, S4ND) for m in model.modules()):
-        raise ValueError(f"bandlimit is for S4ND layers, and {config.model.name} has none")
+    for key in ("bandlimit", "resample"):
+        if getattr(config.stages[stage], key) is not None and not any(isinstance(m, S4ND) for m in model.modules()):
+            raise ValueError(f"{key} is for S4ND layers, and {config.model.name} has none")
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=config.stages[stage].size)
+    _set_ways(model, config, stage)
+
+
+def _set_ways(model: nn.Module, config: Config, stage: int) -> None:
     set_bandlimit(model, config.stages[stage].bandlimit)
+    if config.stages[stage].resample is not None:
+        set_resample(model, config.stages[stage].resample)
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
 
 from .data import ClipSampling, make_loader
 from .evaluate import evaluate
@@ -36,6 +37,7 @@ def evaluate_sizes(
     device: torch.device | str = "cpu",
     skip_bad: bool = False,
     sampling: ClipSampling | None = None,
+    control: int | None = None,
 ) -> dict[int, float]:
     """Accuracy of a model on a data set rendered at each size.
 
@@ -46,6 +48,8 @@ def evaluate_sizes(
         batch_size: images, or clips, at a time.
         skip_bad: leave out images that cannot be read; otherwise they raise BadImage.
         sampling: of the clips, for a data set of videos; None for images.
+        control: the honest rival of running at an unseen size: images rendered at each size are resized to this one, the
+            trained one (bilinear with antialiasing), and the model runs there.
 
     Returns:
         {size: accuracy, 0 to 1}.
@@ -60,7 +64,7 @@ def evaluate_sizes(
         if size < 1:
             raise ValueError(f"sizes must be at least 1, got {size}")
         clip = [] if sampling is None else [sampling.frames]
-        black = torch.zeros(1, 3, *clip, size, size, dtype=torch.uint8)
+        black = torch.zeros(1, 3, *clip, control or size, control or size, dtype=torch.uint8)
         try:
             check_runs(model, to_input(black, model, device), type(model).__name__)
         except ValueError as error:
@@ -79,8 +83,14 @@ def evaluate_sizes(
             sampling=sampling,
             skip_bad=skip_bad,
         )
+        if control is not None:
+            batches = ((_resize(images, control), labels) for images, labels in batches)
         accuracy[size] = evaluate(model, batches, device, at_once=batch_size).accuracy
     return accuracy
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    return TF.resize(images, [size, size], TF.InterpolationMode.BILINEAR, antialias=True)
 
 
 def table(curves: Sequence[Curve]) -> str:

@@ -184,9 +184,8 @@ class S4ND(SampledModule):
             if len(group) == 1:
                 found[axis] = self._compute_lags(axis, n)
                 continue
-            settings = dict(bandlimit=self.bandlimit, align=self.align)
             taps, rate = self._kernel_taps(axis, n), self.rate(axis, self.sampling.kernel_grid(axis, n))
-            parts = side_by_side([self.kernels[i] for i in group], taps, rate, **settings)
+            parts = side_by_side([self.kernels[i] for i in group], taps, rate, **self._settings())
             found |= {i: self._to_lags(part, i, size[i]) for i, part in zip(group, parts, strict=True)}
         return [found[axis] for axis in range(self.ndim)]
 
@@ -200,13 +199,17 @@ class S4ND(SampledModule):
 
     def _compute_lags(self, axis: int, n: int) -> Tensor:
         rate, window = self.rate(axis, self.sampling.kernel_grid(axis, n)), self.l_max[axis]
-        settings = dict(bandlimit=self.bandlimit, align=self.align)
+        settings = self._settings()
         if window is None or self.sampling.holds(axis) or not torch.compiler.is_exporting():
             return self._to_lags(self.kernels[axis](self._kernel_taps(axis, n), rate, **settings), axis, n)
         # A length that follows from rounding would bind the program to sizes like the example's.
         taps = torch.full((), window / rate, device=self.kernels[axis].C.device).round().clamp(min=1)
         k = self.kernels[axis](n, rate, **settings)
         return self._to_lags(k * (torch.arange(n, device=k.device) < taps), axis, n)
+
+    def _settings(self) -> dict[str, Any]:
+        """Of the 1-D kernels, besides length and rate."""
+        return {"bandlimit": self.bandlimit, "align": self.align}
 
     def _kernel_taps(self, axis: int, n: int) -> int:
         """Samples of the one-sided kernels that are computed for an axis of n."""

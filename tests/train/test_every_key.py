@@ -307,6 +307,16 @@ def test_stages_bandlimit(trainer):
             assert [layer.bandlimit for layer in layers(model)] == [bandlimit] * 2
 
 
+def test_stages_resample(trainer):
+    run = trainer(
+        "stages=[{size: 8, epochs: 1, resample: hold}, {size: 10, epochs: 1, resample: continuous}]", "ema=0.5"
+    )
+    for stage, way in ((0, "hold"), (1, "continuous")):
+        run.enter(stage)
+        for model in (run.model, run.ema.module):
+            assert [layer.resample for layer in layers(model)] == [(way, way)] * 2
+
+
 # ---- optim and schedule
 
 

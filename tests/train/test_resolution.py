@@ -5,9 +5,13 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
+from s4nd.train.cli import main
 from s4nd.train.config import load_config
 from s4nd.train.data import build_dataset
+from s4nd.train.data.resized import render
+from s4nd.train.engine import train
 from s4nd.train.model import build_model, to_input
 from s4nd.train.resolution import Curve, conclusion, evaluate_sizes, plot, table
 
@@ -75,3 +79,34 @@ def test_plot_has_room_for_a_long_name(tmp_path):
     """matplotlib warns, which is an error here, when a legend leaves no room for the axes."""
     curve = Curve("model (/" + "a/long/path" * 40 + ")", 16, {16: 0.5, 32: 0.4})
     assert plot([curve], tmp_path / "long.png").stat().st_size > 0
+
+
+def test_control_runs_at_the_trained_size_on_images_that_were_rendered_at_another(folder):
+    seen = []
+
+    class Seeing(torch.nn.Module):
+        pretrained_cfg = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "input_size": (3, 8, 8)}  # noqa: RUF012
+
+        def forward(self, x):
+            seen.append(x)
+            return torch.zeros(len(x), 2)
+
+    dataset = build_dataset("folder", str(folder), "test")
+    evaluate_sizes(Seeing(), dataset, [10], batch_size=20, control=8)
+    rendered = render([dataset[i][0] for i in range(20)], 10)
+    resized = v2.functional.resize(rendered, [8, 8], antialias=True)
+    torch.testing.assert_close(seen[-1], resized.float())
+
+
+def test_eval_has_a_row_for_each_way_and_the_control(write_config, capsys):
+    paths = [train(load_config(write_config(name))) / "last.safetensors" for name in ("s4nd_iso_tiny", "conv_iso_tiny")]
+    capsys.readouterr()
+    ways = ["--resample", "continuous", "hold", "--control"]
+    assert main(["eval", *map(str, paths), "--sizes", "8", "16", *ways, "--device", "cpu"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:7]
+    labels = [
+        f"{name}, {row}" for name in ("s4nd_iso_tiny", "conv_iso_tiny") for row in ("continuous", "control", "hold")
+    ]
+    assert [row[: row.index("  ")].strip() for row in rows] == labels
+    for i in (0, 3):  # at the trained size all are one
+        assert len({row.split()[-2] for row in rows[i : i + 3]}) == 1
