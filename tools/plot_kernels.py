@@ -1,12 +1,13 @@
-"""What a layer is made of, at several resolutions: its basis functions, and its 2-D kernels with and without a bandlimit.
+"""What a layer is made of, at several resolutions: its basis functions, and its 2-D kernels, continuous and held.
 
     python tools/plot_kernels.py --out docs/kernels.png
     python tools/plot_kernels.py --checkpoint runs/demo/s4nd_iso_tiny/last.safetensors --out kernels.png
 
 Above: Re exp(t A_n) of modes of one head, the dots where the trained grid samples it, the line where a finer grid does. A mode
 above the Nyquist frequency of the trained grid looks like a slow one there (dotted) and comes out fast on a finer grid: what
-was learnt with it was the alias. Below: 2-D kernels on the trained grid and on finer and coarser ones, all modes kept and those
-above `bandlimit` left out. As figures 9.1 and 9.5 of Nguyen et al., 2022, arXiv:2210.06583.
+was learnt with it was the alias. Below: 2-D kernels on the trained grid and on finer and coarser ones: the continuous ones
+with all modes and without those above `bandlimit`, and those of the trained grid held over their pixels. The first two as
+figures 9.1 and 9.5 of Nguyen et al., 2022, arXiv:2210.06583.
 """
 
 import argparse
@@ -39,10 +40,10 @@ def learnt_layer(checkpoint: Path, index: int) -> S4ND:
 
 
 @torch.no_grad()
-def kernel_image(layer: S4ND, factor: float, head: int, bandlimit: float | None) -> Tensor:
+def kernel_image(layer: S4ND, factor: float, head: int, bandlimit: float | None, way: str) -> Tensor:
     """The 2-D kernel of a head on a grid `factor` times as fine, per unit of area: (2 n_1 - 1, 2 n_2 - 1)."""
     limited = copy.deepcopy(layer)
-    limited.bandlimit = bandlimit
+    limited.bandlimit, limited.resample = bandlimit, way
     sizes = [max(1, round(n * factor)) for n in layer.base_size]
     return outer_product([limited.kernel_lags(axis, n)[:, :, [head]] for axis, n in enumerate(sizes)])[0, 0] * factor**2
 
@@ -67,20 +68,19 @@ def draw_modes(figure: SubFigure, layer: S4ND, head: int, count: int, steps: int
 
 
 def draw_images(figure: SubFigure, layer: S4ND, heads: list[int], factors: list[float], limit: float) -> None:
-    """Two rows per head, all modes and limited ones; a column per resolution, one colour scale per row."""
-    grid = figure.subplots(2 * len(heads), len(factors), squeeze=False)
-    for row, (head, bandlimit) in zip(grid, [(h, b) for h in heads for b in (None, limit)], strict=True):
-        top = kernel_image(layer, 1.0, head, bandlimit).abs().max().item()
+    """A row per head and way; a column per resolution, one colour scale per row."""
+    ways = {"all modes": (None, "continuous"), f"bandlimit {limit:g}": (limit, "continuous"), "held": (None, "hold")}
+    grid = figure.subplots(len(ways) * len(heads), len(factors), squeeze=False)
+    for row, (head, name) in zip(grid, [(h, name) for h in heads for name in ways], strict=True):
+        top = kernel_image(layer, 1.0, head, *ways[name]).abs().max().item()
         for axes, factor in zip(row, factors, strict=True):
-            image = kernel_image(layer, factor, head, bandlimit)
+            image = kernel_image(layer, factor, head, *ways[name])
             axes.imshow(image.numpy(), cmap="RdBu", vmin=-top, vmax=top, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             if axes in grid[0]:
                 sizes = " x ".join(str(max(1, round(n * factor))) for n in layer.base_size)
                 axes.set_title(f"{sizes} grid{' (trained)' if factor == 1 else ''}", fontsize=9)
-        row[0].set_ylabel(
-            f"head {head}\n{'all modes' if bandlimit is None else f'bandlimit {bandlimit:g}'}", fontsize=8
-        )
+        row[0].set_ylabel(f"head {head}\n{name}", fontsize=8)
     figure.suptitle(
         "2-D kernels by lag, lag 0 in the middle, per unit of area (blue positive, red negative)", fontsize=10
     )
@@ -102,8 +102,8 @@ def main() -> None:
     layer = initial_layer(args.size) if args.checkpoint is None else learnt_layer(args.checkpoint, args.layer)
     if layer.ndim != 2 or None in layer.base_size or max(args.heads) >= layer.d_model:
         parser.error(f"needs a layer with 2 axes and a base_size, and heads below d_model, got {layer}, {args.heads}")
-    figure = Figure(figsize=(8.5, 2.2 + 3.4 * len(args.heads)), dpi=72, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(2.2, 3.4 * len(args.heads)))
+    figure = Figure(figsize=(8.5, 2.2 + 5.1 * len(args.heads)), dpi=72, layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(2.2, 5.1 * len(args.heads)))
     draw_modes(above, layer, args.heads[0], 4, 12)
     draw_images(below, layer, args.heads, args.factors, args.bandlimit)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How much a layer's answer changes with the sampling, against the resolution: pixel centres beside pixel edges.
+"""How much a layer's answer changes with the sampling, against the resolution: pixel centres beside pixel edges, and held.
 
     python tools/plot_resolution.py --out docs/resolution.png
 
@@ -6,7 +6,8 @@ The layer is trained, so to speak, at `size` x `size`, and meets the same smooth
 axis, zero at the border) on a grid 0.5, 2, 3 or 4 times as fine: rate 2, 1/2, 1/3, 1/4. Its continuous kernel is the same for
 all sizes and holds no frequency above a grid's Nyquist frequency. The difference is RMS, relative to the answer's, where
 samples of both grids sit: on shared pixel edges, or at centres (between two fine centres, at their mean, whose own error
-happens to offset part of the layer's at 2x). It falls with the step for edges, with its square for centres.
+happens to offset part of the layer's at 2x). It falls with the step for edges, and with its square for centres, continuous or
+held; held kernels are off by a larger constant, because they see the signal averaged over a trained pixel.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from s4nd import S4ND, set_base_size
 
-COLOURS = {"edge": "tab:orange", "centre": "tab:blue"}
+COLOURS = {("edge", "continuous"): "tab:orange", ("centre", "continuous"): "tab:blue", ("centre", "hold"): "tab:green"}
 MARKERS = "vo^sD"
 
 
@@ -45,24 +46,25 @@ def difference(layer: S4ND, size: int, factor: float) -> float:
     return ((shared(fine, times, layer.align) - y).norm() / y.norm()).item()
 
 
-def layer_at(size: int, align: str, kernel: str) -> S4ND:
-    """The same continuous layer for every size: drawn for 32 x 32 and sampled there."""
+def layer_at(size: int, align: str, kernel: str, way: str = "continuous") -> S4ND:
+    """The same continuous layer for every size: drawn for 32 x 32 and sampled there; other grids are reached in this way."""
     torch.manual_seed(0)
     layer = S4ND(4, d_state=8, kernel=kernel, dt_min=0.02, dt_max=0.08, base_size=32, align=align, dtype=torch.float64)
     torch.nn.init.zeros_(layer.D)
     set_base_size(layer, size, rescale=True)
+    layer.resample = way
     return layer
 
 
 def draw(sizes: list[int], factors: list[float], kernel: str) -> Figure:
-    """Difference against base size, a line per factor and alignment."""
+    """Difference against base size, a line per factor, alignment and way."""
     figure = Figure(figsize=(6.4, 4.6), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for align, colour in COLOURS.items():
-        layers = {size: layer_at(size, align, kernel) for size in sizes}
+    for (align, way), colour in COLOURS.items():
+        layers = {size: layer_at(size, align, kernel, way) for size in sizes}
         for factor, marker in zip(factors, MARKERS, strict=False):
             percent = [100 * difference(layer, size, factor) for size, layer in layers.items()]
-            label = f'align="{align}", read at {factor:g}x'
+            label = f"{align}{', held' if way == 'hold' else ''}, read at {factor:g}x"
             axes.loglog(sizes, percent, marker=marker, color=colour, markersize=5, linewidth=1, label=label)
             print(label, *(f"{size}: {value:.3f} %" for size, value in zip(sizes, percent, strict=True)), sep="  ")
     axes.set_xticks(sizes, [str(size) for size in sizes])
