@@ -77,9 +77,9 @@ def _check(layer: nn.Module, axis: int, u: Tensor, n: int | None) -> None:
         raise ValueError(f"step needs n, the samples of the whole axis {axis + 1}, because of {name}={value}; got None")
     if n is not None and (not isinstance(n, int) or n < 1):
         raise ValueError(f"n must be a positive integer or None, got {n!r}")
-    if n is not None and layer.sampling.holds(axis) and n != base:
+    if n is not None and layer.sampling.way(axis) != "continuous" and n != base:
         raise ValueError(
-            f"a kernel held over its pixels is no recurrence: step needs n={base}, the trained grid, got n={n}"
+            f"a kernel that is held or folded is no recurrence of its own: step needs n={base}, the trained grid, got n={n}"
         )
     if n is not None and layer.taps(axis, n) < n:
         raise ValueError(

@@ -22,7 +22,11 @@ def set_bandlimit(model: nn.Module, bandlimit: float | None) -> None:
 
 
 def set_resample(model: nn.Module, resample: str | Sequence[str]) -> None:
-    """The way of every S4ND layer to another grid than the trained one: "continuous" or "hold", one value or one per axis."""
+    """The way of every S4ND layer to another grid: "continuous", "hold" or "fold", one value or one per axis.
+
+    Raises:
+        ValueError: another word, or fold for kernels without modes (s4).
+    """
     for layer in layers(model):
         layer.resample = resample
 
@@ -35,14 +39,14 @@ def set_base_size(model: nn.Module, size: int | Sequence[int | None] | None, *, 
         size: samples along each axis at the layers, one value or one per axis; None: the axis extends.
         rescale: False only declares it: at `size` the layer now has rate 1, whatever it had before. True also multiplies dt
             by the rate that the layer had at `size`, and divides l_max by it, so that without a bandlimit it computes what it
-            did: its kernels are re-sampled for good. Held kernels (`resample`) cannot be: they stay those of the grid on which
-            they were trained, and go on being held, so that the layer computes what it did too.
+            did: its kernels are re-sampled for good. Kernels that are held or folded (`resample`) cannot be: they stay those of
+            the grid on which they were trained, and go on so, and the layer computes what it did too.
     """
     for layer in layers(model):
         new, windows = list(per_axis("base_size", size, layer.ndim)), list(layer.l_max)
         if rescale:
             for axis, (kernel, n, window) in enumerate(zip(layer.kernels, new, layer.l_max, strict=True)):
-                if layer.sampling.holds(axis):
+                if layer.sampling.way(axis) != "continuous":
                     new[axis] = layer.base_size[axis]
                 elif n is not None:
                     rate = layer.rate(axis, n)

@@ -61,7 +61,8 @@ class S4ND(SampledModule):
         n_ssm*: number of independent (A, B), divides d_model; None for d_model.
         disc*: discretisation: zoh (default), bilinear, dirac or async for s4d and ema, bilinear for s4, zoh for dss.
         resample*: the kernel of another grid than the trained one is "continuous", sampled there, or the trained grid's with
-            every lag held over its pixel, "hold", which lets in nothing that training did not see. See conv/held.py.
+            every lag held over its pixel, "hold", which lets in nothing that training did not see (conv/held.py), or of
+            fractional powers of the trained grid's poles, "fold" (ssm/fold.py; not for s4).
         align: "centre": a sample stands for its pixel's centre; "edge": for its first edge, as in the reference
             implementation. See ssm/align.py.
         algorithm: of the convolution along each axis, see conv/separable.py.
@@ -108,6 +109,7 @@ class S4ND(SampledModule):
         )
         self.out_channels = None if out_channels is None else positive("out_channels", out_channels)
         self.d_state, self.algorithm = d_state, algorithm
+        self._folds = KERNELS[kernel].folds
         self.sampling = Sampling(self.ndim, base_size, l_max, bandlimit, align, resample)
         self.bidirectional = per_axis("bidirectional", bidirectional, ndim)
         self.pool = tuple(positive("pool", p) for p in per_axis("pool", pool, ndim))
@@ -136,6 +138,19 @@ class S4ND(SampledModule):
             nn.init.normal_(self.D)
         self.kept = Kept()
         self.kept.belong_to(self)
+
+    @property
+    def sampling(self) -> Sampling:
+        """What the layer was trained on."""
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        if "fold" in sampling.resample and not self._folds:
+            raise ValueError(
+                "resample='fold' needs the modes of a diagonal kernel (s4d, dss, lru, ema): s4 has none; use 'hold'"
+            )
+        self._sampling = sampling
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, e.g. after construction on the meta device and `to_empty`."""
@@ -185,7 +200,7 @@ class S4ND(SampledModule):
                 found[axis] = self._compute_lags(axis, n)
                 continue
             taps, rate = self._kernel_taps(axis, n), self.rate(axis, self.sampling.kernel_grid(axis, n))
-            parts = side_by_side([self.kernels[i] for i in group], taps, rate, **self._settings())
+            parts = side_by_side([self.kernels[i] for i in group], taps, rate, **self._settings(axis, n))
             found |= {i: self._to_lags(part, i, size[i]) for i, part in zip(group, parts, strict=True)}
         return [found[axis] for axis in range(self.ndim)]
 
@@ -199,7 +214,7 @@ class S4ND(SampledModule):
 
     def _compute_lags(self, axis: int, n: int) -> Tensor:
         rate, window = self.rate(axis, self.sampling.kernel_grid(axis, n)), self.l_max[axis]
-        settings = self._settings()
+        settings = self._settings(axis, n)
         if window is None or self.sampling.holds(axis) or not torch.compiler.is_exporting():
             return self._to_lags(self.kernels[axis](self._kernel_taps(axis, n), rate, **settings), axis, n)
         # A length that follows from rounding would bind the program to sizes like the example's.
@@ -207,9 +222,12 @@ class S4ND(SampledModule):
         k = self.kernels[axis](n, rate, **settings)
         return self._to_lags(k * (torch.arange(n, device=k.device) < taps), axis, n)
 
-    def _settings(self) -> dict[str, Any]:
-        """Of the 1-D kernels, besides length and rate."""
-        return {"bandlimit": self.bandlimit, "align": self.align}
+    def _settings(self, axis: int, n: int) -> dict[str, Any]:
+        """Of the 1-D kernels of an axis of n samples, besides length and rate."""
+        base = self.base_size[axis]
+        # A program for all sizes must not be bound by a comparison; folded, the trained grid's kernel is what it is anyhow.
+        folds = self.sampling.way(axis) == "fold" and (torch.compiler.is_exporting() or n != base)
+        return {"bandlimit": self.bandlimit, "align": self.align, "fold": self.taps(axis, base) if folds else None}
 
     def _kernel_taps(self, axis: int, n: int) -> int:
         """Samples of the one-sided kernels that are computed for an axis of n."""

@@ -19,9 +19,9 @@ from s4nd.ssm.align import ALIGNMENTS, check_align
 
 VERSION = 1
 PER_AXIS = ("base_size", "l_max")
-# Ways to the kernel of another grid than the trained one: the continuous kernel sampled there, or the trained grid's, every lag
-# held over its pixel (s4nd/conv/held.py).
-RESAMPLE = ("continuous", "hold")
+# Ways to the kernel of another grid than the trained one: the continuous kernel sampled there; the trained grid's, every lag
+# held over its pixel (s4nd/conv/held.py); or fractional powers of the trained grid's poles (s4nd/ssm/fold.py).
+RESAMPLE = ("continuous", "hold", "fold")
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,13 @@ class Sampling:
             raise ValueError(f"resample must be one of {RESAMPLE}, or one per axis, got {self.resample!r}")
         object.__setattr__(self, "resample", ways)
 
+    def way(self, axis: int) -> str:
+        """To other grids than the trained one; an axis without one has nothing but the continuous kernel."""
+        return "continuous" if self.base_size[axis] is None else self.resample[axis]
+
     def holds(self, axis: int) -> bool:
-        """Whether other grids than the trained one get the trained grid's kernel, held."""
-        return self.resample[axis] == "hold" and self.base_size[axis] is not None
+        """Whether other grids get the trained grid's kernel, held."""
+        return self.way(axis) == "hold"
 
     def kernel_grid(self, axis: int, n: int) -> int:
         """Samples of the grid whose kernel is computed for an axis of n."""

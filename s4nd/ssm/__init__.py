@@ -3,6 +3,7 @@
 from s4nd.ssm.diagonal import diagonal_kernel
 from s4nd.ssm.discretize import DISCRETIZATIONS
 from s4nd.ssm.dplr import dplr_kernel
+from s4nd.ssm.fold import folded_kernel
 from s4nd.ssm.hippo import diagonal_init, dplr_init
 from s4nd.ssm.stepping import diagonal_step, dplr_step
 
@@ -14,4 +15,5 @@ __all__ = [
     "dplr_init",
     "dplr_kernel",
     "dplr_step",
+    "folded_kernel",
 ]

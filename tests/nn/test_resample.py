@@ -105,6 +105,33 @@ def test_signal_constant_over_trained_pixels_is_answered_as_there_at_their_centr
     assert_close(layer(fine)[..., w // 2 :: w, w // 2 :: w], layer(u))
 
 
+@pytest.mark.parametrize("kernel", ["s4d", "dss", "lru", "ema"])
+@pytest.mark.parametrize("align", ["centre", "edge"])
+def test_folded_layer_has_the_trained_kernels_on_their_grid_and_their_sums_on_a_finer_one(kernel, align):
+    layer, other = make(1, 6, kernel, "fold", align=align), make(1, 6, kernel, "continuous", align=align)
+    k = layer.kernel_lags(0, 6)
+    assert torch.equal(k, other.kernel_lags(0, 6))
+    fine = layer.kernel_lags(0, 18)  # lag j of the trained grid is 3 j - 1 to 3 j + 1, of edges 3 j to 3 j + 2
+    first = 17 - 3 * 5 - (1 if align == "centre" else 0)
+    total = fine[..., first : first + 33].unflatten(-1, (11, 3)).sum(-1)
+    assert_close(total, k)
+    assert layer.train(False)(signal(9)).isfinite().all()
+    with torch.no_grad():
+        assert_close(layer(signal(9)), layer.train()(signal(9)))
+
+
+def test_folding_needs_modes():
+    with pytest.raises(ValueError, match="resample='fold' needs the modes of a diagonal kernel"):
+        make(kernel="s4", resample="fold")
+    layer = make(kernel="s4", resample="hold")
+    with pytest.raises(ValueError, match="use 'hold'"):
+        set_resample(layer, "fold")
+    with pytest.raises(ValueError, match="use 'hold'"):
+        layer.resample = ("hold", "fold")
+    assert layer.resample == ("hold", "hold")
+    layer.load_state_dict(layer.state_dict())
+
+
 def test_gradients_reach_the_parameters_through_the_held_kernel():
     layer = make(1, 4, kernel="s4d", d_state=2)
     u = signal(6)
@@ -124,7 +151,7 @@ def test_step_is_the_full_pass_on_the_trained_grid_and_refused_elsewhere():
             y, state = layer.step(sample, state, n=6)
             outputs.append(y)
         assert_close(torch.stack(outputs, 2), layer(u))
-    with pytest.raises(ValueError, match="no recurrence: step needs n=6, the trained grid, got n=12"):
+    with pytest.raises(ValueError, match="no recurrence of its own: step needs n=6, the trained grid, got n=12"):
         layer.step(u[:, :, 0], n=12)
 
 

@@ -9,6 +9,7 @@ number h mod S), C kernels per head, R low rank, L length. Complex parameters ar
 
 import inspect
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ class SSMKernel(nn.Module):
     inits: tuple[str, ...] = ()
     default_init: str
     real = False  # N real modes instead of N/2 complex ones; C is then real
+    folds = False  # the kernel is a sum of modes, see ssm/fold.py
     needs_length = False  # the state-space model depends on the axis's length
 
     def __init__(
@@ -159,17 +161,31 @@ class SSMKernel(nn.Module):
         """Make the kernel at rate 1 what it was at `rate`."""
         raise NotImplementedError
 
-    def forward(self, L: int, rate: float = 1.0, *, bandlimit: float | None = None, align: str = "edge") -> Tensor:
-        """The kernels on a grid whose step is `rate` times the trained one: (C, H, L) real."""
-        return self.compute(self.values(), L, rate, bandlimit=bandlimit, align=align)
+    def forward(self, L: int, rate: float = 1.0, **settings: Any) -> Tensor:
+        """The kernels on a grid whose step is `rate` times the trained one: (C, H, L) real.
+
+        Args:
+            bandlimit, align: see S4ND; None and "edge" if not given.
+            fold: samples of the kernels on the trained grid, of which those on this one are to be made (ssm/fold.py); None for
+                the continuous ones.
+        """
+        return self.compute(self.values(), L, rate, **settings)
 
     def compute(
-        self, p: Values, L: int, rate: float = 1.0, *, bandlimit: float | None = None, align: str = "edge"
+        self,
+        p: Values,
+        L: int,
+        rate: float = 1.0,
+        *,
+        bandlimit: float | None = None,
+        align: str = "edge",
+        fold: int | None = None,
     ) -> Tensor:
         """`forward` of the parameters p."""
         # Autocast would take the matrix products below to half precision, which cannot hold the kernel's phases.
         with without_autocast(p["C"].device.type):
-            return self._kernel(p, self._limited_C(p, bandlimit, rate), L, rate, align)
+            C = self._limited_C(p, bandlimit, rate)
+            return self._kernel(p, C, L, rate, align) if fold is None else self._folded(p, C, L, rate, align, fold)
 
     def recurrence(
         self, n: int | None, rate: float = 1.0, *, bandlimit: float | None = None, align: str = "edge"
@@ -190,6 +206,9 @@ class SSMKernel(nn.Module):
 
     def _kernel(self, p: Values, C: Tensor, L: int, rate: float, align: str) -> Tensor:
         raise NotImplementedError
+
+    def _folded(self, p: Values, C: Tensor, L: int, rate: float, align: str, trained: int) -> Tensor:
+        raise ValueError(f"kernel={self.name!r} cannot be folded: it is no sum of modes")
 
     def _recurrence(self, p: Values, C: Tensor, n: int | None, rate: float, align: str) -> Step:
         raise NotImplementedError

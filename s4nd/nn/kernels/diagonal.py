@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from s4nd.nn.kernels.base import SSMKernel, Values
-from s4nd.ssm import diagonal_kernel, diagonal_step
+from s4nd.ssm import diagonal_kernel, diagonal_step, folded_kernel
 from s4nd.ssm.stepping import Step
 
 
@@ -12,6 +12,8 @@ class DiagonalKernel(SSMKernel):
 
     x = exp(log_a) x + b u,   y = 2 Re sum_n C_n x_n
     """
+
+    folds = True
 
     def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
         """What `part` of a step does, 1 or 1/2, on an axis of L samples, read at `rate`. L is None where the length is not
@@ -25,6 +27,10 @@ class DiagonalKernel(SSMKernel):
     def _kernel(self, p: Values, C: Tensor, L: int, rate: float, align: str) -> Tensor:
         log_a, b = self.modes(p, L, rate, 0.5 if align == "centre" else 1.0)
         return diagonal_kernel(log_a, b, C, L, align=align, backend=self.backend)
+
+    def _folded(self, p: Values, C: Tensor, L: int, rate: float, align: str, trained: int) -> Tensor:
+        log_a, b = self.modes(p, trained, 1.0, 0.5 if align == "centre" else 1.0)
+        return folded_kernel(log_a, b, C, L, rate, align=align, backend=self.backend)
 
     def _recurrence(self, p: Values, C: Tensor, n: int | None, rate: float, align: str) -> Step:
         log_a, b = self.modes(p, n, rate, 0.5 if align == "centre" else 1.0)
