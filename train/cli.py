@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from s4nd import set_resample
+from s4nd import S4ND, set_resample
 from s4nd.models import hold_convolutions
 from s4nd.nn.sampling import RESAMPLE
 from s4nd.ops import BackendError
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resample",
         nargs="+",
         choices=RESAMPLE,
-        help="ways to the kernels of other sizes, a row each; hold is for convolutions too; default: the checkpoint's",
+        help="ways to the kernels of other sizes, a row each; default: the checkpoint's. hold is for convolutions too",
     )
     testing.add_argument(
         "--control",
@@ -212,7 +212,11 @@ def _curves(path: str, name: str, args: argparse.Namespace, device: torch.device
             print(f"{name}: {sampling.protocol()}", flush=True)
         row = f"{name}, {frames} frames" if args.frames else name
         for way in args.resample or [None]:
-            variant = _resampled(model, way, trained_size)
+            try:
+                variant = _resampled(model, way, trained_size)
+            except ValueError as error:  # of this model alone
+                print(f"{row}, {way}: {error}", flush=True)
+                continue
             rows = {f"{row}, {way}" if way else row: None}
             if args.control and way in (None, (args.resample or [None])[0]):  # all ways are one at the trained size
                 rows[f"{row}, control"] = trained_size
@@ -232,6 +236,8 @@ def _resampled(model: torch.nn.Module, way: str | None, trained_size: int) -> to
     """The model, or a copy that goes another way to sizes that it was not trained at."""
     if way is None:
         return model
+    if way == "fold" and not any(isinstance(module, S4ND) for module in model.modules()):
+        raise ValueError("left out: fold is for S4ND layers, of which it has none")
     model = copy.deepcopy(model)
     set_resample(model, way)
     if way == "hold":

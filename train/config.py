@@ -74,7 +74,7 @@ class StageConfig:
     size: int = 16  # pixels per side
     epochs: int = 1
     bandlimit: float | None = None  # in units of the Nyquist frequency of the coarser grid; None keeps every mode
-    resample: str | None = None  # kernels at other sizes: "continuous" or "hold"; None: as the model has it
+    resample: str | None = None  # kernels at other sizes: "continuous", "hold" or "fold"; None: as the model has it
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Held kernels against the matrix of overlaps, and against what they are said to do to signals."""
 
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -28,6 +29,13 @@ def overlaps(n, b, align, causal):
             shared = min(high * b / Fraction(n), last) - max(low * b / Fraction(n), first)
             A[j + n - 1, i + b - 1] = float(max(shared, 0) / (last - first))
     return torch.from_numpy(A)
+
+
+@pytest.fixture(params=["matrix", "integral"], autouse=True)
+def form(request, monkeypatch):
+    """Both forms of every test."""
+    module = sys.modules["s4nd.conv.held"]
+    monkeypatch.setattr(module, "MATRIX", 2**17 if request.param == "matrix" else 0)
 
 
 def kernel(b, causal, *shape, dtype=torch.float64):
