@@ -204,6 +204,22 @@ def test_kernels_of_another_size_are_re_sampled(kind):
     assert_close(model.forward_features(constant_clip(image(), 8))[:, :, -1], expected, DRAWN)
 
 
+@pytest.mark.parametrize("kind", ["patch", "s4nd_stem"])
+@pytest.mark.parametrize("way", ["hold", "continuous"])
+def test_way_over_space_is_the_images(kind, way):
+    """Held kernels stay those of the images' grid, in videos of another size too."""
+    source = image_model("s4nd_stem" if kind == "s4nd_stem" else "s4nd", img_size=64, resample=way)
+    model = video_model(kind, img_size=96, resample="hold" if way == "continuous" else "continuous")
+    inflate(source, model)
+    flat = {name: layer for name, layer in source.named_modules() if isinstance(layer, S4ND)}
+    for name, layer in model.named_modules():
+        if isinstance(layer, S4ND) and name in flat:
+            assert layer.resample[1:] == (way, way)
+            assert layer.base_size[1:] == flat[name].base_size if way == "hold" else layer.base_size[1] is not None
+            n = 3 * flat[name].base_size[0] // 2  # its grid at 96 pixels
+            assert_close(layer.kernel_lags(1, n), flat[name].kernel_lags(0, n))
+
+
 def test_timms_convnext_gives_all_to_convolutions_and_all_but_its_convolutions_to_s4nd():
     names = dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=5)
     flat = timm.create_model("convnext_tiny", **names)
