@@ -11,7 +11,7 @@ demo: .venv/demo.stamp
 	rm -rf $(DEMO)
 	$(BIN)/s4nd train configs/photos/s4nd_iso_tiny.yaml out=$(DEMO)/s4nd_iso_tiny
 	$(BIN)/s4nd train configs/photos/conv_iso_tiny.yaml out=$(DEMO)/conv_iso_tiny
-	$(BIN)/s4nd eval $(DEMO)/s4nd_iso_tiny/last.safetensors $(DEMO)/conv_iso_tiny/last.safetensors --sizes 16 24 32 48 64 --batch-size 16
+	$(BIN)/s4nd eval $(DEMO)/s4nd_iso_tiny/last.safetensors $(DEMO)/conv_iso_tiny/last.safetensors --sizes 16 24 32 48 64 --control --batch-size 16
 
 # Two processes of one thread each: the tests are many small computations, and torch's threads would only wait for each other.
 test: .venv/test.stamp
