@@ -4,8 +4,8 @@
     s4nd.models.hold_convolutions(model, 64)      # trained at 64 x 64
     model(torch.randn(1, 3, 160, 160))            # every tap now covers 2.5 pixels
 
-The same as `resample="hold"` of S4ND layers (s4nd/conv/held.py has the mathematics), so that a comparison of S4ND with
-convolutions at unseen sizes is with the best that convolutions can do. Output o of a convolution with stride s stands for the
+The same as `resample="hold"` of S4ND layers (s4nd/conv/held.py has the mathematics), so that held S4ND layers can be compared
+with held convolutions at unseen sizes. Output o of a convolution with stride s stands for the
 pixels [o s, (o + 1) s] of its input; tap a covers the pixel [o s - p + a d, o s - p + a d + 1], with padding p and dilation d,
 that is, from the middle of the output, [a d - p - s / 2, a d - p - s / 2 + 1] trained pixels. With w pixels to each trained
 one, pixel q from o s, which covers [q - s / 2, q - s / 2 + 1] / w of them, takes of every tap the share that it covers. Padding

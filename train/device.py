@@ -11,9 +11,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    count = getattr(
-        getattr(torch, device.type, None), "device_count", lambda: 0
-    )()  # of torch.cpu, torch.cuda, torch.mps, ...
+    backend = getattr(torch, device.type, None)  # torch.cpu, torch.cuda, torch.mps, ...; None for "meta" and the like
+    count = 0 if backend is None else backend.device_count()
     if (device.index or 0) >= count:
         raise ValueError(f"device={name} needs a GPU that is not there: {count} of type {device.type} found")
     return device

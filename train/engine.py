@@ -92,10 +92,8 @@ class Trainer:
         source = {"lists": data.lists, "official_split": data.split}
         self.train_set = build_dataset(data.name, data.root, "train", limit=data.train_limit, **source)
         if data.val_fraction is None:
-            self.judges, self.split = (
-                build_dataset(data.name, data.root, "test", limit=data.test_limit, **source),
-                "test",
-            )
+            self.judges = build_dataset(data.name, data.root, "test", limit=data.test_limit, **source)
+            self.split = "test"
         else:
             try:
                 (self.train_set, self.judges), self.split = split_off(self.train_set, data.val_fraction), "validation"

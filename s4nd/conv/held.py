@@ -19,7 +19,7 @@ What follows from this, and is tested (tests/conv/test_held.py, tests/nn/test_re
    function that is constant over fine pixels, over the interval [s - 1/2, s + 1/2] of a trained pixel's length. Proof: insert
    k', and sum over j first; |c_i n c_j / w| over j is the overlap of the fine pixels with the interval, whose length is 1.
    So every fine position answers as the trained layer does to the signal averaged over the trained pixel around it, whatever
-   the kernel is, and nothing above the trained grid's Nyquist frequency that training could not see is let in.
+   the kernel is: of what is finer than a trained pixel only such means count.
 4. If u is constant over trained pixels and w is odd, then at the centre of a trained pixel that mean is the pixel's value, and
    y' there is the trained y. Elsewhere it is their linear interpolation: the mean over an interval that lies across two pixels.
    (Pooled over a trained pixel it is therefore not y[p] but (y[p - 1] + 6 y[p] + y[p + 1]) / 8 in the limit of fine grids.)

@@ -61,7 +61,7 @@ class S4ND(SampledModule):
         n_ssm*: number of independent (A, B), divides d_model; None for d_model.
         disc*: discretisation: zoh (default), bilinear, dirac or async for s4d and ema, bilinear for s4, zoh for dss.
         resample*: the kernel of another grid than the trained one is "continuous", sampled there, or the trained grid's with
-            every lag held over its pixel, "hold", which lets in nothing that training did not see (conv/held.py), or of
+            every lag held over its pixel, "hold", to which only means over trained pixels count (conv/held.py), or of
             fractional powers of the trained grid's poles, "fold" (ssm/fold.py; not for s4).
         align: "centre": a sample stands for its pixel's centre; "edge": for its first edge, as in the reference
             implementation. See ssm/align.py.

@@ -74,9 +74,8 @@ def _counted(packets: Sequence[PacketTimes]) -> np.ndarray:
     stamps = [packet.pts if packet.dts is None else packet.dts for packet in packets]
     durations = np.array([packet.duration for packet in packets], dtype=np.float64)
     if None not in stamps and (np.diff(stamps) > 0).all():
-        return (
-            np.append(stamps, stamps[-1] + (durations[-1] or (stamps[-1] - stamps[-2] if len(stamps) > 1 else 1))) * 1.0
-        )
+        last = durations[-1] or (stamps[-1] - stamps[-2] if len(stamps) > 1 else 1)
+        return np.array([*stamps, stamps[-1] + last], dtype=np.float64)
     if not (durations > 0).all():
         raise ValueError("it does not say when its frames are shown")
     return np.append(0, durations.cumsum())
