@@ -10,7 +10,7 @@ from timm.models import register_notrace_module
 from s4nd import S4ND
 
 from . import convnext3d, s4nd_convnext, s4nd_convnext3d, s4nd_iso, s4nd_vit
-from .hold import HeldConv2d, hold_convolutions
+from .hold import ResampledConv2d, hold_convolutions
 from .inflate import Inflation, inflate
 from .replace import replace
 from .stream import Stream, stream
@@ -18,8 +18,8 @@ from .stream import Stream, stream
 register_notrace_module(S4ND)  # a leaf of the fx graphs that timm extracts features with
 
 __all__ = [
-    "HeldConv2d",
     "Inflation",
+    "ResampledConv2d",
     "Stream",
     "convnext3d",
     "hold_convolutions",

@@ -1,14 +1,17 @@
-"""Convolutions of any model at another size than the trained one: their taps held over the pixels that they were trained on.
+"""Convolutions of any model at another size than the trained one: their taps held over the pixels that they were trained on, or
+left where they were, in trained pixels.
 
     model = timm.create_model("convnext_atto", checkpoint_path=...)
     s4nd.models.hold_convolutions(model, 64)      # trained at 64 x 64
     model(torch.randn(1, 3, 160, 160))            # every tap now covers 2.5 pixels
+    s4nd.set_resample(model, "hold+dilate")       # every tap but the first layer's is now dilated by 2.5
 
-The same as `resample="hold"` of S4ND layers (s4nd/conv/held.py has the mathematics), so that held S4ND layers can be compared
-with held convolutions at unseen sizes. Output o of a convolution with stride s stands for the
-pixels [o s, (o + 1) s] of its input; tap a covers the pixel [o s - p + a d, o s - p + a d + 1], with padding p and dilation d,
-that is, from the middle of the output, [a d - p - s / 2, a d - p - s / 2 + 1] trained pixels. With w pixels to each trained
-one, pixel q from o s, which covers [q - s / 2, q - s / 2 + 1] / w of them, takes of every tap the share that it covers. Padding
+The same as `resample` "hold" and "dilate" of S4ND layers (s4nd/conv/held.py and dilated.py have the mathematics), so that S4ND
+layers can be compared with convolutions that do at unseen sizes what they do. Output o of a convolution with stride s stands
+for the pixels [o s, (o + 1) s] of its input; tap a covers the pixel [o s - p + a d, o s - p + a d + 1], with padding p and
+dilation d, that is, from the middle of the output, [a d - p - s / 2, a d - p - s / 2 + 1] trained pixels. With w pixels to
+each trained one, pixel q from o s, which covers [q - s / 2, q - s / 2 + 1] / w of them, takes of every tap the share that it
+covers. Dilated, the tap lies at the middle of its pixel, between the middles of two pixels q, which share it linearly. Padding
 is with zeros.
 
 Max and average pooling with windows larger than their stride, and position embeddings, are left as they are.
@@ -21,14 +24,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s4nd.conv import REGRID
 from s4nd.nn.sampling import SampledModule, Sampling
 
 
-class HeldConv2d(nn.Conv2d, SampledModule):
-    """A convolution trained on a grid of base_size, which is part of its state dict: at others its taps are held."""
+class ResampledConv2d(nn.Conv2d, SampledModule):
+    """A convolution trained on a grid of base_size, which is part of its state dict: at others its taps are held or dilated."""
+
+    @property
+    def sampling(self) -> Sampling:
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        if not {*sampling.resample} <= {*REGRID}:
+            raise ValueError(f"resample of a convolution must be one of {(*REGRID,)}, got {sampling.resample!r}")
+        self._sampling = sampling
 
     @classmethod
-    def of(cls, conv: nn.Conv2d, base_size: Sequence[int]) -> "HeldConv2d":
+    def of(cls, conv: nn.Conv2d, base_size: Sequence[int]) -> "ResampledConv2d":
         """The same convolution, with the parameters of `conv` themselves."""
         bias = conv.bias is not None
         options = {
@@ -50,7 +64,15 @@ class HeldConv2d(nn.Conv2d, SampledModule):
             if n == b:
                 padding.append([self.padding[axis]] * 2)
                 continue
-            first, A = shares(n, b, self.kernel_size[axis], self.stride[axis], self.padding[axis], self.dilation[axis])
+            first, A = shares(
+                n,
+                b,
+                self.resample[axis],
+                self.kernel_size[axis],
+                self.stride[axis],
+                self.padding[axis],
+                self.dilation[axis],
+            )
             A = A.to(weight)
             weight = torch.einsum("oiak,qa->oiqk", weight, A) if axis == 0 else torch.einsum("oika,qa->oikq", weight, A)
             s, taps = self.stride[axis], len(A)
@@ -66,7 +88,7 @@ class HeldConv2d(nn.Conv2d, SampledModule):
         return (n + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
 
 
-def shares(n: int, b: int, taps: int, stride: int, padding: int, dilation: int) -> tuple[int, Tensor]:
+def shares(n: int, b: int, way: str, taps: int, stride: int, padding: int, dilation: int) -> tuple[int, Tensor]:
     """Which pixels of a grid of n take part in an output of a convolution trained on b, and their shares of every tap.
 
     Returns:
@@ -76,6 +98,10 @@ def shares(n: int, b: int, taps: int, stride: int, padding: int, dilation: int) 
     begin = torch.arange(taps, dtype=torch.float64) * dilation - padding - centre  # of the taps, in trained pixels
     first = math.floor(centre + w * begin[0].item() + 1e-9)
     last = math.ceil(centre + w * (begin[-1].item() + 1) - 1e-9)
+    if way == "dilate":
+        first -= 1  # on a coarser grid a tap's two pixels reach further than what it covers
+        middle = torch.arange(first, last + 1, dtype=torch.float64)[:, None] + 0.5 - centre
+        return first, (1 - (middle - w * (begin + 0.5)).abs()).clamp(min=0)
     low = (torch.arange(first, last, dtype=torch.float64)[:, None] - centre) / w
     share = torch.minimum(low + 1 / w, begin + 1) - torch.maximum(low, begin)
     return first, share.clamp(min=0)
@@ -98,7 +124,9 @@ def hold_convolutions(model: nn.Module, size: int | Sequence[int]) -> list[str]:
     convolutions = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and math.prod(module.kernel_size) > 1 and not isinstance(module, HeldConv2d)
+        if isinstance(module, nn.Conv2d)
+        and math.prod(module.kernel_size) > 1
+        and not isinstance(module, ResampledConv2d)
     }
     for name, conv in convolutions.items():
         if type(conv).forward is not nn.Conv2d.forward or conv.padding_mode != "zeros":
@@ -124,7 +152,7 @@ def hold_convolutions(model: nn.Module, size: int | Sequence[int]) -> list[str]:
     for name, conv in convolutions.items():
         if name in grids:  # others take no part
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, HeldConv2d.of(conv, grids[name]))
+            setattr(model.get_submodule(parent), child, ResampledConv2d.of(conv, grids[name]))
     return list(grids)
 
 

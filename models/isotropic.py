@@ -6,7 +6,7 @@ The mixer alone tells the members of a family apart. Nguyen et al. 2022, arXiv:2
 Shapes: B batch, H channels (embed_dim), the grid (height, width) is the image's: nothing is subsampled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, get_device_dtype
@@ -15,7 +15,7 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from s4nd import no_weight_decay, set_base_size
+from s4nd import no_weight_decay, set_base_size, set_resample
 
 from .sizes import image_size
 
@@ -61,6 +61,7 @@ class Isotropic(nn.Module):
         drop_rate: dropout before the classifier.
         proj_drop_rate: dropout of whole channels, inside and after every mixer.
         drop_path_rate: stochastic depth of the last block; the rate grows linearly from 0 at the first.
+        resample: way of S4ND mixers to other sizes, see `s4nd.set_resample`; None for the layers' own.
         mixer_args: every other argument goes to `mixer`.
     """
 
@@ -76,6 +77,7 @@ class Isotropic(nn.Module):
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        resample: str | Sequence[str] | None = None,
         device=None,
         dtype=None,
         **mixer_args,
@@ -104,6 +106,8 @@ class Isotropic(nn.Module):
         self.feature_info = [dict(num_chs=embed_dim, reduction=1, module=f"blocks.{i}") for i in range(depth)]
         self.norm = LayerNorm2d(embed_dim, eps=1e-5, **dd)
         self.head = ClassifierHead(embed_dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        if resample is not None:
+            set_resample(self, resample)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

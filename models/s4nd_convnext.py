@@ -6,12 +6,13 @@ arXiv:2201.03545. Shapes: B batch, C channels; grids are (height, width).
 """
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 from timm.models import ConvNeXt, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from s4nd import S4ND, no_weight_decay
+from s4nd import S4ND, no_weight_decay, set_resample
 
 from .sizes import image_size, plain
 from .stages import check_options, declare_size, pointwise_glu, put_layers, stage_grids
@@ -29,6 +30,7 @@ class S4NDConvNeXt(ConvNeXt):
         downsample: "conv", timm's strided convolutions, or "s4nd".
         stem_channels: outputs of the S4ND stem's layer.
         patch_size, stem_type: as in timm's ConvNeXt.
+        resample: way to other sizes, see `s4nd.set_resample`; None for the layers' own.
         kwargs: every argument of timm's ConvNeXt but `kernel_sizes`; the others go to every S4ND layer. With output_stride 8
             or 16 the last stages count as trained on the grid that they would have without it, and see a finer one of the
             same image: there is nothing to dilate.
@@ -42,6 +44,7 @@ class S4NDConvNeXt(ConvNeXt):
         stem_channels: int = 32,
         patch_size: int = 4,
         stem_type: str = "patch",
+        resample: str | Sequence[str] | None = None,
         **kwargs,
     ):
         timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in CONVNEXT_ARGS}
@@ -61,6 +64,8 @@ class S4NDConvNeXt(ConvNeXt):
                 self.stem[-1],  # timm's norm
             )
         put_layers(self.stages, self._grids(self.img_size), downsample, **layer)
+        if resample is not None:
+            set_resample(self, resample)
 
     def _grids(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
         return stage_grids(img_size, self.patch_size, self.stem_type)

@@ -7,12 +7,13 @@ Shapes: B batch, C channels, T frames; grids are (time, height, width).
 
 import inspect
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.models import ConvNeXt, generate_default_cfgs, register_model
 
-from s4nd import S4ND, no_weight_decay
+from s4nd import S4ND, no_weight_decay, set_resample
 
 from .convnext3d import MICRO, TEMPORAL_PATCH, TINY, ConvNeXt3d, VideoStem, create, video_cfg
 from .sizes import image_size
@@ -33,6 +34,7 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         temporal_length: initial length of the temporal kernels in patches of 2 frames, dt = 2 / length (the paper's Table 9.2
             sweeps 20, 4, 2, 1): the shorter, the nearer the model is to one that sees the frames one by one.
         stem: "patch" or "s4nd", downsample: "conv" or "s4nd", stem_channels, patch_size, stem_type: as in S4NDConvNeXt.
+        resample: way to other sizes and numbers of frames, see `s4nd.set_resample`; None for the layers' own.
         kwargs: as in ConvNeXt3d; the others go to every S4ND layer, one value for all axes or one per axis. Kernels other than
             "s4" begin with their own defaults: the paper's initialisation and `temporal_length` are those of s4.
     """
@@ -48,6 +50,7 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         stem_channels: int = 32,
         patch_size: int = 4,
         stem_type: str = "patch",
+        resample: str | Sequence[str] | None = None,
         **kwargs: Any,
     ):
         check_options(stem, downsample, stem_type)
@@ -81,6 +84,8 @@ class S4NDConvNeXt3d(ConvNeXt3d):
                 self.stem[-1],  # the norm
             )
         put_layers(self.stages, self._grids(size), downsample, **layer)
+        if resample is not None:
+            set_resample(self, resample)
 
     def _grids(self, size: Grid) -> list[Grid]:
         """After the stem and after each stage for a clip of size (frames, height, width); frames None: time extends."""

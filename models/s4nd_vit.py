@@ -5,6 +5,7 @@ Nguyen et al. 2022, arXiv:2210.06583, section 4. Shapes: B batch, D embed_dim, t
 """
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ from timm.layers import LayerNorm, trunc_normal_
 from timm.models import VisionTransformer, build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from s4nd import S4ND, no_weight_decay, set_base_size
+from s4nd import S4ND, no_weight_decay, set_base_size, set_resample
 
 from .sizes import image_size, plain
 
@@ -84,11 +85,12 @@ class S4NDViT(VisionTransformer):
     Args:
         mixer_ndim: 1 or 2, see `PatchMixer`.
         channels: kernels of each S4ND layer per channel.
+        resample: way to other sizes, see `s4nd.set_resample`; None for the layers' own.
         kwargs: every argument of timm's VisionTransformer but those of attention (accepted, not used), a class token, register
             tokens, a position embedding and patch dropout (refused); the others go to every S4ND layer.
     """
 
-    def __init__(self, mixer_ndim: int = 1, channels: int = 2, **kwargs):
+    def __init__(self, mixer_ndim: int = 1, channels: int = 2, resample: str | Sequence[str] | None = None, **kwargs):
         timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in VIT_ARGS}
         for name, value in FIXED.items():
             if timm_args.setdefault(name, value) != value:
@@ -112,6 +114,8 @@ class S4NDViT(VisionTransformer):
                 dtype=timm_args.get("dtype"),
                 **kwargs,
             )
+        if resample is not None:
+            set_resample(self, resample)
 
     def _grid(self) -> tuple[int, int]:
         """The patches of an image of the trained size, of which padding makes the last ones whole."""

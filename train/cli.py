@@ -14,7 +14,7 @@ import torch
 
 from s4nd import S4ND, set_resample
 from s4nd.models import hold_convolutions
-from s4nd.nn.sampling import RESAMPLE
+from s4nd.nn.resolution import MODEL_RESAMPLE
 from s4nd.ops import BackendError
 
 from .checkpoint import load_model, read_checkpoint
@@ -70,8 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     testing.add_argument(
         "--resample",
         nargs="+",
-        choices=RESAMPLE,
-        help="ways to the kernels of other sizes, a row each; default: the checkpoint's. hold is for convolutions too",
+        choices=MODEL_RESAMPLE,
+        help="ways to the kernels of other sizes, a row each; default: the checkpoint's. hold, dilate and "
+        "hold+dilate (the first layer held, the rest dilated) are for convolutions too",
     )
     testing.add_argument(
         "--control",
@@ -236,12 +237,14 @@ def _resampled(model: torch.nn.Module, way: str | None, trained_size: int) -> to
     """The model, or a copy that goes another way to sizes that it was not trained at."""
     if way is None:
         return model
-    if way == "fold" and not any(isinstance(module, S4ND) for module in model.modules()):
+    if way in ("continuous", "fold") and not any(isinstance(module, S4ND) for module in model.modules()):
+        if way == "continuous":  # what convolutions do at any size
+            return model
         raise ValueError("left out: fold is for S4ND layers, of which it has none")
     model = copy.deepcopy(model)
-    set_resample(model, way)
-    if way == "hold":
+    if way not in ("continuous", "fold"):
         hold_convolutions(model, trained_size)
+    set_resample(model, way)
     return model
 
 

@@ -14,7 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from s4nd.nn.sampling import RESAMPLE
+from s4nd.nn.resolution import MODEL_RESAMPLE
 
 from .data import MOTION, VIDEO_DATASETS, ClipSampling
 
@@ -74,7 +74,7 @@ class StageConfig:
     size: int = 16  # pixels per side
     epochs: int = 1
     bandlimit: float | None = None  # in units of the Nyquist frequency of the coarser grid; None keeps every mode
-    resample: str | None = None  # kernels at other sizes: "continuous", "hold" or "fold"; None: as the model has it
+    resample: str | None = None  # kernels at other sizes: see s4nd.set_resample; None: as the model has it
 
 
 @dataclass
@@ -298,8 +298,8 @@ def _problems(config: Config) -> Iterable[str]:
         if schedule.warmup_epochs >= stage.epochs:
             warmup = f"schedule.warmup_epochs={schedule.warmup_epochs:g}"
             yield f"{warmup} must be less than stages.{i}.epochs={stage.epochs}"
-        if stage.resample not in (None, *RESAMPLE):
-            yield f"stages.{i}.resample must be null, {' or '.join(RESAMPLE)}, got {stage.resample!r}"
+        if stage.resample not in (None, *MODEL_RESAMPLE):
+            yield f"stages.{i}.resample must be null, {' or '.join(MODEL_RESAMPLE)}, got {stage.resample!r}"
     if config.amp not in ("none", "bf16"):
         yield f"amp must be none or bf16, got {config.amp!r}"
     for key in config.model.args:

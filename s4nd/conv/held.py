@@ -27,20 +27,14 @@ What follows from this, and is tested (tests/conv/test_held.py, tests/nn/test_re
 6. A causal kernel stays causal: no mass lies at t < 0.
 
 The integral is taken as a difference of F(t) = int_{-inf}^t f, which is linear between the ends of half cells: O(n), so that
-long axes stay cheap. For short ones the same as a matrix is kept, whose product costs next to nothing.
+long axes stay cheap.
 """
-
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from s4nd.ops.precision import wide
-
-# Entries up to which a matrix is faster: on one thread 64 heads took 0.014 ms against 0.26 from 8 to 32 samples (a matrix of
-# 945), 0.19 against 0.43 from 56 to 224 (49,617), and 61 against 4.9 from 1,024 to 4,096.
-MATRIX = 2**17
 
 
 def held(k: Tensor, n: int, *, align: str, causal: bool) -> Tensor:
@@ -54,25 +48,6 @@ def held(k: Tensor, n: int, *, align: str, causal: bool) -> Tensor:
     Returns:
         (..., 2n - 1), in the dtype of k.
     """
-    b = (k.shape[-1] + 1) // 2
-    if torch.compiler.is_compiling():  # and exporting: a program for all sizes must not be bound by comparisons
-        return _integrated(k, n, align, causal)
-    if n == b:
-        return k
-    if (2 * n - 1) * (2 * b - 1) <= MATRIX:
-        return k @ _shares(n, b, align, causal).to(k)
-    return _integrated(k, n, align, causal)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # it outlives it
-def _shares(n: int, b: int, align: str, causal: bool) -> Tensor:
-    """(2b - 1, 2n - 1) float64: what each lag takes of every trained one."""
-    with torch.no_grad():
-        return _integrated(torch.eye(2 * b - 1, dtype=torch.float64), n, align, causal)
-
-
-def _integrated(k: Tensor, n: int, align: str, causal: bool) -> Tensor:
     b = (k.shape[-1] + 1) // 2
     k_by_lag = (
         wide(k).flatten(0, -2).mT.contiguous() if k.ndim > 1 else wide(k)[:, None]

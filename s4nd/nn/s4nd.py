@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s4nd.conv import ALGORITHMS, held, lags, separable_conv
+from s4nd.conv import ALGORITHMS, lags, regrid, separable_conv
 from s4nd.nn.kept import Kept, Numbers, numbers_of
 from s4nd.nn.kernels import KERNELS
 from s4nd.nn.kernels.side_by_side import alike, side_by_side
@@ -60,9 +60,10 @@ class S4ND(SampledModule):
         dt_min*, dt_max*: range of the initial steps, None for 0.01 and 1; not for lru, which has no dt.
         n_ssm*: number of independent (A, B), divides d_model; None for d_model.
         disc*: discretisation: zoh (default), bilinear, dirac or async for s4d and ema, bilinear for s4, zoh for dss.
-        resample*: the kernel of another grid than the trained one is "continuous", sampled there, or the trained grid's with
-            every lag held over its pixel, "hold", to which only means over trained pixels count (conv/held.py), or of
-            fractional powers of the trained grid's poles, "fold" (ssm/fold.py; not for s4).
+        resample*: the kernel of another grid than the trained one is "continuous", sampled there; or the trained grid's with
+            every lag held over its pixel, "hold", to which only means over trained pixels count (conv/held.py), or with every
+            lag where it was, "dilate" (conv/dilated.py); or of fractional powers of the trained grid's poles, "fold"
+            (ssm/fold.py; not for s4).
         align: "centre": a sample stands for its pixel's centre; "edge": for its first edge, as in the reference
             implementation. See ssm/align.py.
         algorithm: of the convolution along each axis, see conv/separable.py.
@@ -215,7 +216,7 @@ class S4ND(SampledModule):
     def _compute_lags(self, axis: int, n: int) -> Tensor:
         rate, window = self.rate(axis, self.sampling.kernel_grid(axis, n)), self.l_max[axis]
         settings = self._settings(axis, n)
-        if window is None or self.sampling.holds(axis) or not torch.compiler.is_exporting():
+        if window is None or self.sampling.regrids(axis) or not torch.compiler.is_exporting():
             return self._to_lags(self.kernels[axis](self._kernel_taps(axis, n), rate, **settings), axis, n)
         # A length that follows from rounding would bind the program to sizes like the example's.
         taps = torch.full((), window / rate, device=self.kernels[axis].C.device).round().clamp(min=1)
@@ -231,7 +232,7 @@ class S4ND(SampledModule):
 
     def _kernel_taps(self, axis: int, n: int) -> int:
         """Samples of the one-sided kernels that are computed for an axis of n."""
-        if not self.sampling.holds(axis):
+        if not self.sampling.regrids(axis):
             return self.taps(axis, n)
         return min(self.base_size[axis], self.l_max[axis] or self.base_size[axis])
 
@@ -240,7 +241,9 @@ class S4ND(SampledModule):
         two_sided = self.bidirectional[axis]
         k = k.unflatten(0, (2 if two_sided else 1, self.rank, -1))  # (directions, R, C, H, L)
         k = lags(k[0], k[1] if two_sided else None, self.sampling.kernel_grid(axis, n), self.align)
-        return held(k, n, align=self.align, causal=not two_sided) if self.sampling.holds(axis) else k
+        if not self.sampling.regrids(axis):
+            return k
+        return regrid(k, n, self.sampling.way(axis), align=self.align, causal=not two_sided)
 
     def forward(self, u: Tensor) -> Tensor:
         """u (B, H, n_1, ..., n_D), floating point -> (B, H * channels or O * channels, n_1 // p_1, ..., n_D // p_D)."""

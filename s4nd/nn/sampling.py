@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s4nd.conv import REGRID
 from s4nd.ssm.align import ALIGNMENTS, check_align
 
 VERSION = 1
 PER_AXIS = ("base_size", "l_max")
 # Ways to the kernel of another grid than the trained one: the continuous kernel sampled there; the trained grid's, every lag
-# held over its pixel (s4nd/conv/held.py); or fractional powers of the trained grid's poles (s4nd/ssm/fold.py).
-RESAMPLE = ("continuous", "hold", "fold")
+# held over its pixel (s4nd/conv/held.py); fractional powers of the trained grid's poles (s4nd/ssm/fold.py); or the trained
+# grid's, dilated (s4nd/conv/dilated.py).
+RESAMPLE = ("continuous", "hold", "fold", "dilate")
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,13 @@ class Sampling:
         """To other grids than the trained one; an axis without one has nothing but the continuous kernel."""
         return "continuous" if self.base_size[axis] is None else self.resample[axis]
 
-    def holds(self, axis: int) -> bool:
-        """Whether other grids get the trained grid's kernel, held."""
-        return self.way(axis) == "hold"
+    def regrids(self, axis: int) -> bool:
+        """Whether other grids get the trained grid's own kernel, held or dilated."""
+        return self.way(axis) in REGRID
 
     def kernel_grid(self, axis: int, n: int) -> int:
         """Samples of the grid whose kernel is computed for an axis of n."""
-        return self.base_size[axis] if self.holds(axis) else n
+        return self.base_size[axis] if self.regrids(axis) else n
 
     def rate(self, axis: int, n: int) -> float:
         """Step of a grid of n samples along the axis, in steps of the trained grid."""
@@ -80,10 +82,13 @@ class Sampling:
         window, base = self.l_max[axis], self.base_size[axis]
         if window is None:
             return n
-        if not self.holds(axis):
+        if not self.regrids(axis):
             return min(n, max(1, round(window / self.rate(axis, n))))
-        # Up to the end of the cell of the last trained lag, in cells of this grid.
         window = min(window, base)
+        if self.way(axis) == "dilate":  # the last trained lag lies between two of this grid
+            last = 2 * (window - 1) * n if self.align == "centre" else (2 * window - 1) * n - base
+            return min(n, max(1, -(-last // (2 * base)) + 1))
+        # Up to the end of the cell of the last trained lag, in cells of this grid.
         reach = ((2 * window - 1) * n + base) if self.align == "centre" else 2 * window * n
         return min(n, -(-reach // (2 * base)))
 

@@ -8,7 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from s4nd.models import HeldConv2d, hold_convolutions
+import s4nd
+from s4nd.models import ResampledConv2d, hold_convolutions
 from s4nd.models.hold import shares
 
 F64 = torch.float64
@@ -27,13 +28,13 @@ def conv(k, s, p, d, groups=1):
 @pytest.mark.parametrize("k, s, p, d", CONVOLUTIONS)
 def test_at_the_trained_size_nothing_changes(k, s, p, d):
     plain, x = conv(k, s, p, d, groups=2), torch.randn(2, 4, 12, 9, dtype=F64)
-    assert torch.equal(HeldConv2d.of(plain, (12, 9))(x), plain(x))
+    assert torch.equal(ResampledConv2d.of(plain, (12, 9))(x), plain(x))
 
 
 @pytest.mark.parametrize("k, s, p, d", CONVOLUTIONS)
 @pytest.mark.parametrize("n", [7, 16, 18, 24, 30])
 def test_pixels_take_their_shares_of_every_tap(k, s, p, d, n, b=12):
-    first, A = shares(n, b, k, s, p, d)
+    first, A = shares(n, b, "hold", k, s, p, d)
     w, centre = Fraction(n, b), Fraction(s, 2)
     wanted = torch.zeros_like(A)
     for q in range(len(A)):
@@ -46,10 +47,43 @@ def test_pixels_take_their_shares_of_every_tap(k, s, p, d, n, b=12):
 
 
 @pytest.mark.parametrize("k, s, p, d", CONVOLUTIONS)
+@pytest.mark.parametrize("n", [7, 10, 16, 18, 24, 30])
+def test_dilated_taps_are_shared_by_the_pixels_next_to_where_they_lie(k, s, p, d, n, b=12):
+    first, A = shares(n, b, "dilate", k, s, p, d)
+    w, centre, half = Fraction(n, b), Fraction(s, 2), Fraction(1, 2)
+    wanted = torch.zeros_like(A)
+    for q in range(len(A)):
+        for a in range(k):
+            distance = (first + q + half - centre) - w * (a * d - p + half - centre)
+            wanted[q, a] = float(max(0, 1 - abs(distance)))
+    torch.testing.assert_close(A, wanted, rtol=0, atol=1e-14)
+    torch.testing.assert_close(A.sum(0), torch.ones(k, dtype=F64), rtol=0, atol=1e-14)  # every tap is taken as a whole
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_dilated_by_a_whole_number_it_is_the_dilated_convolution(k):
+    plain, x = conv(k, 1, k // 2, 1), torch.randn(1, 4, 24, 36, dtype=F64)
+    layer = ResampledConv2d.of(plain, (12, 12))
+    layer.resample = "dilate"
+    wanted = nn.functional.conv2d(x, plain.weight, plain.bias, padding=(k // 2 * 2, k // 2 * 3), dilation=(2, 3))
+    torch.testing.assert_close(layer(x), wanted, rtol=0, atol=1e-13)
+
+
+def test_convolutions_take_the_ways_of_a_model_and_no_others():
+    model = timm.create_model("conv_iso_tiny", img_size=8)
+    hold_convolutions(model, 8)
+    s4nd.set_resample(model, "hold+dilate")
+    assert [block.mixer.conv.resample[0] for block in model.blocks] == ["hold", "dilate", "dilate", "dilate"]
+    with pytest.raises(ValueError, match=r"resample of a convolution must be one of \('hold', 'dilate'\)"):
+        s4nd.set_resample(model, "continuous")
+    assert model.blocks[0].mixer.conv.resample == ("hold", "hold")
+
+
+@pytest.mark.parametrize("k, s, p, d", CONVOLUTIONS)
 @pytest.mark.parametrize("w", [3, 5])
 def test_signal_constant_over_trained_pixels_is_answered_as_there_at_the_outputs_centres(k, s, p, d, w):
     plain, x = conv(k, s, p, d), torch.randn(1, 4, 12, 12, dtype=F64)
-    fine = HeldConv2d.of(plain, (12, 12))(x.repeat_interleave(w, 2).repeat_interleave(w, 3))
+    fine = ResampledConv2d.of(plain, (12, 12))(x.repeat_interleave(w, 2).repeat_interleave(w, 3))
     y = plain(x)
     outputs = [o for o in range(y.shape[-1]) if w * o + w // 2 < fine.shape[-1]]
     places = [w * o + w // 2 for o in outputs]
@@ -61,7 +95,7 @@ def test_signal_constant_over_trained_pixels_is_answered_as_there_at_the_outputs
 def test_output_has_the_size_of_the_convolutions(k, s, p, d, n):
     x = torch.randn(1, 4, n, n + 3, dtype=F64)
     plain = conv(k, s, p, d)
-    assert HeldConv2d.of(plain, (12, 12))(x).shape == plain(x).shape
+    assert ResampledConv2d.of(plain, (12, 12))(x).shape == plain(x).shape
 
 
 @pytest.mark.parametrize("name", ["conv_iso_tiny", "convnext_atto", "resnet18", "s4nd_convnext_tiny"])
@@ -70,7 +104,7 @@ def test_models_are_held_in_place_and_stay_the_same_at_their_size(name):
     model = timm.create_model(name, num_classes=3).eval()
     plain, keys = copy.deepcopy(model), {key for key in model.state_dict() if not key.endswith("_extra_state")}
     names = hold_convolutions(model, 64)
-    assert names and all(isinstance(model.get_submodule(each), HeldConv2d) for each in names)
+    assert names and all(isinstance(model.get_submodule(each), ResampledConv2d) for each in names)
     assert {key for key in model.state_dict() if not key.endswith("_extra_state")} == keys
     with torch.no_grad():
         x = torch.randn(1, 3, 64, 64)
@@ -93,7 +127,7 @@ def test_grid_travels_with_the_weights_and_is_not_dropped_in_silence():
 
 
 def test_gradients_are_those_of_the_taps():
-    held = HeldConv2d.of(conv(3, 1, 1, 1), (4, 4))
+    held = ResampledConv2d.of(conv(3, 1, 1, 1), (4, 4))
     x = torch.randn(1, 4, 6, 7, dtype=F64)
     assert torch.autograd.gradcheck(
         lambda weight: torch.func.functional_call(held, {"weight": weight}, (x,)),

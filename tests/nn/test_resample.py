@@ -9,7 +9,7 @@ from torch import nn
 
 import s4nd.models  # noqa: F401  registers the models
 from s4nd import S4ND, frozen, set_base_size, set_resample
-from s4nd.conv import held
+from s4nd.conv import REGRID, regrid
 from s4nd.conv.dense import dense_conv
 from tests.small import F64, assert_close
 
@@ -27,19 +27,21 @@ def signal(*size, channels=3):
 
 
 def by_definition(layer, u):
-    """The dense convolution with the trained grid's kernels, each axis held, and all that comes after it."""
+    """The dense convolution with the trained grid's kernels, each axis held or dilated, and all that comes after it."""
     kernels = []
     for axis, n in enumerate(u.shape[2:]):
         k = layer.kernel_lags(axis, layer.base_size[axis])
-        kernels.append(held(k, n, align=layer.align, causal=not layer.bidirectional[axis]))
+        way, causal = layer.resample[axis], not layer.bidirectional[axis]
+        kernels.append(regrid(k, n, way, align=layer.align, causal=causal))
     y = dense_conv(u, kernels)
     return y if layer.D is None else y + layer.D.reshape(1, -1, layer.d_model, *[1] * layer.ndim) * u[:, None]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("align", ["centre", "edge"])
-def test_layer_is_the_convolution_with_its_trained_kernels_held(kernel, align):
-    layer = make(kernel=kernel, align=align, rank=2, bidirectional=(True, False))
+@pytest.mark.parametrize("way", REGRID)
+def test_layer_is_the_convolution_with_its_trained_kernels_held_or_dilated(kernel, align, way):
+    layer = make(kernel=kernel, align=align, rank=2, bidirectional=(True, False), resample=way)
     for size in ((12, 9), (6, 6), (4, 15), (1, 2)):
         u = signal(*size)
         expected = by_definition(layer, u)[:, 0]
@@ -51,12 +53,13 @@ def test_layer_is_the_convolution_with_its_trained_kernels_held(kernel, align):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_at_the_trained_size_nothing_changes_bit_for_bit(kernel):
+@pytest.mark.parametrize("way", REGRID)
+def test_at_the_trained_size_nothing_changes_bit_for_bit(kernel, way):
     u = signal(6, 6)
-    held_layer, continuous = make(kernel=kernel), make(kernel=kernel, resample="continuous")
+    layer, continuous = make(kernel=kernel, resample=way), make(kernel=kernel, resample="continuous")
     for training in (True, False):
-        assert torch.equal(held_layer.train(training)(u), continuous.train(training)(u))
-        assert not torch.equal(held_layer(signal(9, 9)), continuous(signal(9, 9)))
+        assert torch.equal(layer.train(training)(u), continuous.train(training)(u))
+        assert not torch.equal(layer(signal(9, 9)), continuous(signal(9, 9)))
 
 
 def test_axes_have_ways_of_their_own():
@@ -75,8 +78,9 @@ def test_axis_that_extends_is_not_held():
 @pytest.mark.parametrize("align", ["centre", "edge"])
 @pytest.mark.parametrize("two_sided", [True, False])
 @pytest.mark.parametrize("window", [1, 2, 5])
-def test_window_is_held_with_the_kernel_and_plans_cut_nothing_off(align, two_sided, window):
-    layer = make(1, 8, align=align, bidirectional=two_sided, l_max=window).eval()
+@pytest.mark.parametrize("way", REGRID)
+def test_window_is_held_with_the_kernel_and_plans_cut_nothing_off(align, two_sided, window, way):
+    layer = make(1, 8, align=align, bidirectional=two_sided, l_max=window, resample=way).eval()
     for n in (3, 8, 13, 16, 32):
         u, k = signal(n), layer.kernel_lags(0, n)
         reach = layer.taps(0, n) + (align == "edge" and two_sided)
@@ -103,6 +107,22 @@ def test_signal_constant_over_trained_pixels_is_answered_as_there_at_their_centr
     u = signal(4, 4)
     fine = u.repeat_interleave(w, 2).repeat_interleave(w, 3)
     assert_close(layer(fine)[..., w // 2 :: w, w // 2 :: w], layer(u))
+
+
+@pytest.mark.parametrize("w", [2, 3])
+@pytest.mark.parametrize("kernel", ["s4d", "s4"])
+def test_dilated_network_runs_the_trained_one_on_every_image_of_samples_a_trained_pixel_apart(w, kernel):
+    torch.manual_seed(0)
+    args = dict(img_size=6, num_classes=3, kernel=kernel, init="legs", d_state=8, rank=2, bidirectional=(True, False))
+    model = timm.create_model("s4nd_iso_tiny", resample="dilate", **args).eval().double()
+    u = signal(6 * w, 6 * w)
+    with torch.no_grad():
+        fine, logits = model.forward_features(u), []
+        for i in range(w):
+            for j in range(w):
+                assert_close(fine[..., i::w, j::w], model.forward_features(u[..., i::w, j::w]))
+                logits.append(model(u[..., i::w, j::w]))
+        assert_close(model(u), torch.stack(logits).mean(0))
 
 
 @pytest.mark.parametrize("kernel", ["s4d", "dss", "lru", "ema"])
@@ -182,6 +202,26 @@ def test_way_is_a_setting_that_kept_kernels_follow():
         assert_close(layer(u), first)
 
 
+def test_first_layer_that_sees_the_image_holds_and_those_after_it_dilate():
+    model = timm.create_model("s4nd_iso_tiny", img_size=8, resample="hold+dilate")
+    ways = [block.mixer.s4nd.resample for block in model.blocks]
+    assert ways == [("hold", "hold")] + [("dilate", "dilate")] * 3
+    set_resample(model, ["hold+dilate", "continuous"])
+    ways = [block.mixer.s4nd.resample for block in model.blocks]
+    assert ways == [("hold", "continuous")] + [("dilate", "continuous")] * 3
+
+
+def test_model_without_layers_of_the_kind_is_refused_and_a_refused_way_changes_nothing():
+    with pytest.raises(ValueError, match="resample='hold' needs S4ND layers, or convolutions after"):
+        set_resample(nn.Conv2d(3, 3, 3), "hold")
+    with pytest.raises(ValueError, match="needs S4ND layers"):
+        timm.create_model("conv_iso_tiny", resample="hold")
+    model = nn.ModuleList([make(kernel="s4d"), make(kernel="s4")])
+    with pytest.raises(ValueError, match="use 'hold'"):
+        set_resample(model, "fold")
+    assert [layer.resample for layer in model] == [("hold", "hold")] * 2
+
+
 @pytest.mark.parametrize("way", ["fold it", None, ("hold",), ("hold", "other")])
 def test_unknown_way_is_refused(way):
     with pytest.raises(ValueError, match="resample must be one"):
@@ -196,9 +236,10 @@ def test_unknown_way_is_refused(way):
         ("s4nd_convnext_micro", dict(img_size=64, depths=(1, 1, 1, 1), dims=(8, 8, 8, 16)), 64),
     ],
 )
-def test_models_take_it_as_an_argument_and_carry_it_with_their_weights(name, args, size):
+@pytest.mark.parametrize("way", ["hold", "hold+dilate"])
+def test_models_take_it_as_an_argument_and_carry_it_with_their_weights(name, args, size, way):
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=3, resample="hold", **args).eval()
+    model = timm.create_model(name, num_classes=3, resample=way, **args).eval()
     other = timm.create_model(name, num_classes=3, **args).eval()
     other.load_state_dict(model.state_dict())
     set_resample(continuous := copy.deepcopy(model), "continuous")
@@ -209,8 +250,9 @@ def test_models_take_it_as_an_argument_and_carry_it_with_their_weights(name, arg
             assert torch.equal(model(x), continuous(x)) == (n == size)
 
 
-def test_program_for_all_sizes_holds_too():
-    layer = make(2, 6, l_max=3, dtype=torch.float32).eval()
+@pytest.mark.parametrize("way", REGRID)
+def test_program_for_all_sizes_holds_too(way):
+    layer = make(2, 6, l_max=3, dtype=torch.float32, resample=way).eval()
     u = torch.randn(1, 3, 9, 10)
     sizes = {2: torch.export.Dim("h", min=4, max=32), 3: torch.export.Dim("w", min=4, max=32)}
     program = torch.export.export(layer, (u,), dynamic_shapes=(sizes,)).module()
@@ -220,8 +262,9 @@ def test_program_for_all_sizes_holds_too():
             torch.testing.assert_close(program(x), layer(x), rtol=1e-4, atol=1e-5)
 
 
-def test_compiled_layer_holds_too():
-    layer = make(2, 6, dtype=torch.float32)
+@pytest.mark.parametrize("way", REGRID)
+def test_compiled_layer_holds_too(way):
+    layer = make(2, 6, dtype=torch.float32, resample=way)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for n in (6, 9, 12):
         u = torch.randn(2, 3, n, n)

@@ -101,15 +101,13 @@ def test_control_runs_at_the_trained_size_on_images_that_were_rendered_at_anothe
 def test_eval_has_a_row_for_each_way_and_the_control(write_config, capsys):
     paths = [train(load_config(write_config(name))) / "last.safetensors" for name in ("s4nd_iso_tiny", "conv_iso_tiny")]
     capsys.readouterr()
-    ways = ["--resample", "continuous", "hold", "fold", "--control"]
+    ways = ["--resample", "continuous", "hold", "dilate", "hold+dilate", "fold", "--control"]
     assert main(["eval", *map(str, paths), "--sizes", "8", "16", *ways, "--device", "cpu"]) == 0
     said, _, *rows = capsys.readouterr().out.splitlines()
     assert said == "conv_iso_tiny, fold: left out: fold is for S4ND layers, of which it has none"
-    assert rows.pop(3).startswith("s4nd_iso_tiny, fold ")
-    rows = rows[:6]
-    labels = [
-        f"{name}, {row}" for name in ("s4nd_iso_tiny", "conv_iso_tiny") for row in ("continuous", "control", "hold")
-    ]
+    assert rows.pop(5).startswith("s4nd_iso_tiny, fold ")
+    rows, each = rows[:10], ("continuous", "control", "hold", "dilate", "hold+dilate")
+    labels = [f"{name}, {row}" for name in ("s4nd_iso_tiny", "conv_iso_tiny") for row in each]
     assert [row[: row.index("  ")].strip() for row in rows] == labels
-    for i in (0, 3):  # at the trained size all are one
-        assert len({row.split()[-2] for row in rows[i : i + 3]}) == 1
+    for i in (0, 5):  # at the trained size all are one
+        assert len({row.split()[-2] for row in rows[i : i + 5]}) == 1
