@@ -1,4 +1,4 @@
-"""What a layer is made of, at several resolutions: its basis functions, and its 2-D kernels, continuous and held.
+"""What a layer is made of, at several resolutions: its basis functions, and its 2-D kernels, by every way to another grid.
 
     python tools/plot_kernels.py --out docs/kernels.png
     python tools/plot_kernels.py --checkpoint runs/demo/s4nd_iso_tiny/last.safetensors --out kernels.png
@@ -6,8 +6,8 @@
 Above: Re exp(t A_n) of modes of one head, the dots where the trained grid samples it, the line where a finer grid does. A mode
 above the Nyquist frequency of the trained grid looks like a slow one there (dotted) and comes out fast on a finer grid: what
 was learnt with it was the alias. Below: 2-D kernels on the trained grid and on finer and coarser ones: the continuous ones
-with all modes and without those above `bandlimit`, and those of the trained grid held over their pixels. The first two as
-figures 9.1 and 9.5 of Nguyen et al., 2022, arXiv:2210.06583.
+with all modes and without those above `bandlimit`, and those of the trained grid held, dilated and, of kernels that have modes
+(not s4), folded. The first two as figures 9.1 and 9.5 of Nguyen et al., 2022, arXiv:2210.06583.
 """
 
 import argparse
@@ -69,7 +69,10 @@ def draw_modes(figure: SubFigure, layer: S4ND, head: int, count: int, steps: int
 
 def draw_images(figure: SubFigure, layer: S4ND, heads: list[int], factors: list[float], limit: float) -> None:
     """A row per head and way; a column per resolution, one colour scale per row."""
-    ways = {"all modes": (None, "continuous"), f"bandlimit {limit:g}": (limit, "continuous"), "held": (None, "hold")}
+    ways = {"all modes": (None, "continuous"), f"bandlimit {limit:g}": (limit, "continuous")}
+    ways |= {"held": (None, "hold"), "dilated": (None, "dilate")}
+    if all(kernel.folds for kernel in layer.kernels):
+        ways |= {"folded": (None, "fold")}
     grid = figure.subplots(len(ways) * len(heads), len(factors), squeeze=False)
     for row, (head, name) in zip(grid, [(h, name) for h in heads for name in ways], strict=True):
         top = kernel_image(layer, 1.0, head, *ways[name]).abs().max().item()
@@ -102,8 +105,8 @@ def main() -> None:
     layer = initial_layer(args.size) if args.checkpoint is None else learnt_layer(args.checkpoint, args.layer)
     if layer.ndim != 2 or None in layer.base_size or max(args.heads) >= layer.d_model:
         parser.error(f"needs a layer with 2 axes and a base_size, and heads below d_model, got {layer}, {args.heads}")
-    figure = Figure(figsize=(8.5, 2.2 + 5.1 * len(args.heads)), dpi=72, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(2.2, 5.1 * len(args.heads)))
+    figure = Figure(figsize=(8.5, 2.2 + 8.5 * len(args.heads)), dpi=72, layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(2.2, 8.5 * len(args.heads)))
     draw_modes(above, layer, args.heads[0], 4, 12)
     draw_images(below, layer, args.heads, args.factors, args.bandlimit)
     args.out.parent.mkdir(parents=True, exist_ok=True)

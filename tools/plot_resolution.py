@@ -1,4 +1,4 @@
-"""How much a layer's answer changes with the sampling, against the resolution: pixel centres beside pixel edges, and held.
+"""How much a layer's answer changes with the sampling: pixel centres beside pixel edges, and every way to another grid.
 
     python tools/plot_resolution.py --out docs/resolution.png
 
@@ -6,8 +6,8 @@ The layer is trained, so to speak, at `size` x `size`, and meets the same smooth
 axis, zero at the border) on a grid 0.5, 2, 3 or 4 times as fine: rate 2, 1/2, 1/3, 1/4. Its continuous kernel is the same for
 all sizes and holds no frequency above a grid's Nyquist frequency. The difference is RMS, relative to the answer's, where
 samples of both grids sit: on shared pixel edges, or at centres (between two fine centres, at their mean, whose own error
-happens to offset part of the layer's at 2x). It falls with the step for edges, and with its square for centres, continuous or
-held; held kernels are off by a larger constant, because they see the signal averaged over a trained pixel.
+happens to offset part of the layer's at 2x). It falls with the step for edges, and with its square for centres: continuous,
+held (off by a larger constant: they see the signal averaged over a trained pixel), dilated and folded alike.
 """
 
 import argparse
@@ -18,9 +18,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from s4nd import S4ND, set_base_size
+from s4nd.nn.kernels import KERNELS
 
-COLOURS = {("edge", "continuous"): "tab:orange", ("centre", "continuous"): "tab:blue", ("centre", "hold"): "tab:green"}
+COLOURS = {
+    ("edge", "continuous"): "tab:orange",
+    ("centre", "continuous"): "tab:blue",
+    ("centre", "hold"): "tab:green",
+    ("centre", "dilate"): "tab:purple",
+    ("centre", "fold"): "tab:red",
+}
+LABELS = {"continuous": "", "hold": ", held", "dilate": ", dilated", "fold": ", folded"}
 MARKERS = "vo^sD"
+EXACT = 1e-9  # percent: rounding alone
 
 
 def signal(n: int, align: str) -> Tensor:
@@ -58,14 +67,22 @@ def layer_at(size: int, align: str, kernel: str, way: str = "continuous") -> S4N
 
 def draw(sizes: list[int], factors: list[float], kernel: str) -> Figure:
     """Difference against base size, a line per factor, alignment and way."""
-    figure = Figure(figsize=(6.4, 4.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.6, 4.6), dpi=120, layout="constrained")
     axes = figure.subplots()
     for (align, way), colour in COLOURS.items():
+        if way == "fold" and not KERNELS[kernel].folds:
+            continue
         layers = {size: layer_at(size, align, kernel, way) for size in sizes}
         for factor, marker in zip(factors, MARKERS, strict=False):
             percent = [100 * difference(layer, size, factor) for size, layer in layers.items()]
-            label = f"{align}{', held' if way == 'hold' else ''}, read at {factor:g}x"
-            axes.loglog(sizes, percent, marker=marker, color=colour, markersize=5, linewidth=1, label=label)
+            style = ":" if way == "fold" else "-"  # it lies on the continuous kernel where no mode aliases
+            label = f"{align}{LABELS[way]}, read at {factor:g}x"
+            if max(percent) < EXACT:
+                axes.plot([], [], marker=marker, color=colour, markersize=5, linewidth=1, label=f"{label}: exact")
+            else:
+                axes.loglog(
+                    sizes, percent, marker=marker, color=colour, linestyle=style, markersize=5, linewidth=1, label=label
+                )
             print(label, *(f"{size}: {value:.3f} %" for size, value in zip(sizes, percent, strict=True)), sep="  ")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
@@ -75,8 +92,7 @@ def draw(sizes: list[int], factors: list[float], kernel: str) -> Figure:
         title=f"One {kernel} layer, one smooth signal, another sampling",
     )
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
-    axes.set_ylim(bottom=axes.get_ylim()[0] / 5)  # room for the legend
+    figure.legend(frameon=False, fontsize=8, loc="outside right center")
     return figure
 
 
