@@ -61,6 +61,10 @@ def enter_stage(model: nn.Module, config: Config, stage: int) -> None:
     for key in ("bandlimit", "resample"):
         if getattr(config.stages[stage], key) is not None and not any(isinstance(m, S4ND) for m in model.modules()):
             raise ValueError(f"{key} is for S4ND layers, and {config.model.name} has none")
+    if config.stages[stage].resample == "continuous":
+        set_resample(
+            model, "continuous"
+        )  # before the size: kernels of other ways stay those of the grid that they have
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=config.stages[stage].size)
     _set_ways(model, config, stage)

@@ -315,6 +315,20 @@ def test_stages_resample(trainer):
         run.enter(stage)
         for model in (run.model, run.ema.module):
             assert [layer.resample for layer in layers(model)] == [(way, way)] * 2
+            size = run.config.stages[stage].size
+            assert [layer.base_size for layer in layers(model)] == [(size, size)] * 2
+
+
+@pytest.mark.parametrize("ways, base", [(("hold", "hold"), 8), (("continuous", "hold"), 10), (("hold", "null"), 8)])
+def test_kernels_that_are_not_continuous_stay_those_of_the_stage_that_they_come_from(trainer, ways, base):
+    stages = ", ".join(f"{{size: {n}, epochs: 1, resample: {way}}}" for n, way in zip((8, 10), ways, strict=True))
+    run = trainer(f"stages=[{stages}]")
+    run.enter(0)
+    before = {name: p.clone() for name, p in run.model.named_parameters()}
+    run.enter(1)
+    assert [layer.base_size for layer in layers(run.model)] == [(base, base)] * 2
+    same = all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+    assert same == (base == 8)
 
 
 # ---- optim and schedule
