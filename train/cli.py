@@ -25,6 +25,7 @@ from .data.names import difference, order_by_name
 from .device import choose_device
 from .engine import DivergedError, train
 from .export import INSTALL, export_model
+from .requests import Interrupted
 from .resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, require_matplotlib, table
 from .watch import Top, watch
 
@@ -32,7 +33,7 @@ USER_ERRORS = (ValueError, KeyError, OSError, ImportError, BackendError, Diverge
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 2 after an error that is the user's to mend, 130 after Ctrl-C."""
+    """Run the command; returns its exit status: 0, or 2 after an error of the user's to mend, or 128 + n after signal n."""
     args = _parser().parse_args(argv)
     try:
         args.command(args)
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"s4nd: error: {' '.join(str(message).split())}", file=sys.stderr)
         return 2
+    except Interrupted as error:
+        print(f"s4nd: {error}", file=sys.stderr)
+        return 128 + error.signal_number
     except KeyboardInterrupt:
         print("s4nd: interrupted; resume=auto continues a training", file=sys.stderr)
         return 130

@@ -105,12 +105,19 @@ class Config:
     init: InitConfig = field(default_factory=InitConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    batch_size: int = 128  # images per step, over all processes
+    batch_size: int = 128  # images per step, over all processes and the parts that are accumulated
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of mixup; 0 is off
     cutmix: float = 0.0  # alpha of cutmix; 0 is off
     ema: float | None = None  # decay per step of the averaged weights; None is off
-    amp: str = "none"  # none or bf16
+    amp: str = "none"  # none, bf16 or fp16
+    accumulate: int = 1  # parts of a batch whose gradients are added before a step: as many times less memory
+    channels_last: bool = False  # memory layout of images and weights; faster for convolutions on GPUs and some CPUs
+    compile: bool = False  # torch.compile
+    distribute_bn: str | None = None  # of batch norms, statistics of the first process; "reduce": the mean over them
+    log_every: int = 50  # steps between two records of steps.jsonl
+    save_every_steps: int | None = None  # within an epoch; None: at the end of each epoch alone
+    save_every_minutes: float | None = None
     seed: int = 0
     out: str | None = None  # run directory; None: runs/<data.name>/<model.name>
     resume: str | None = None  # None, "auto" or another run directory
@@ -119,7 +126,7 @@ class Config:
 
 VIDEO_KEYS = ("lists", "split", *(f.name for f in fields(ClipSampling)))
 
-POSITIVE = ("data.val_fraction", "optim.lr", "optim.clip_grad", "data.seconds", "data.gamma")
+POSITIVE = ("save_every_minutes", "data.val_fraction", "optim.lr", "optim.clip_grad", "data.seconds", "data.gamma")
 
 # What the trainer decides itself, and what would load weights or code from elsewhere.
 RESERVED_ARGS = {
@@ -265,6 +272,10 @@ def _problems(config: Config) -> Iterable[str]:
         ("mixup", config.mixup, 0, None),
         ("cutmix", config.cutmix, 0, None),
         ("ema", config.ema, 0, 1),
+        ("accumulate", config.accumulate, 1, None),
+        ("log_every", config.log_every, 1, None),
+        ("save_every_steps", config.save_every_steps, 1, None),
+        ("save_every_minutes", config.save_every_minutes, 0, None),
         ("seed", config.seed, 0, 2**31 - 1),
     ]
     for i, stage in enumerate(config.stages):
@@ -300,8 +311,10 @@ def _problems(config: Config) -> Iterable[str]:
             yield f"{warmup} must be less than stages.{i}.epochs={stage.epochs}"
         if stage.resample not in (None, *MODEL_RESAMPLE):
             yield f"stages.{i}.resample must be null, {' or '.join(MODEL_RESAMPLE)}, got {stage.resample!r}"
-    if config.amp not in ("none", "bf16"):
-        yield f"amp must be none or bf16, got {config.amp!r}"
+    if config.amp not in ("none", "bf16", "fp16"):
+        yield f"amp must be none, bf16 or fp16, got {config.amp!r}"
+    if config.distribute_bn not in (None, "reduce"):
+        yield f"distribute_bn must be null or reduce, got {config.distribute_bn!r}"
     for key in config.model.args:
         if key in RESERVED_ARGS:
             yield f"model.args.{key} cannot be set: {RESERVED_ARGS[key]}"

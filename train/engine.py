@@ -5,16 +5,15 @@ of images or clips per step over all processes, and every step sees the same ima
 """
 
 import copy
-import math
+import signal
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from timm.data import Mixup
-from timm.utils import ModelEmaV3, random_seed
+from timm.utils import ModelEmaV3, distribute_bn, random_seed
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -29,11 +28,13 @@ from .data.names import difference
 from .device import choose_device
 from .evaluate import Score, evaluate
 from .initial import initialise
-from .logs import RunLog, summary_line
+from .logs import RunLog, memory_mib, summary_line
 from .model import REFUSALS, build_model, check_runs, enter_stage, to_input
 from .optim import create_optimizer, create_schedule
 from .processes import from_first, join, leave, sum_over_processes
-from .state import STATE_FILE, carry_over, check_classes, find_state, save_state
+from .requests import STOP, Interrupted, Requests
+from .state import STATE_FILE, Position, carry_over, check_classes, find_state, save_state
+from .step import Step
 
 
 class DivergedError(RuntimeError):
@@ -76,15 +77,17 @@ class Trainer:
         classes: their names, in the order of the model's answers.
         epoch: epochs finished, over all stages.
         step: optimizer steps made, over all stages.
+        position: how far the epoch has come that is not finished.
         best: the highest accuracy of the present stage, on `judges`.
         judges: the images that choose best.safetensors: a part of the training split, or the test split.
     """
 
     def __init__(self, config: Config, device: torch.device, rank: int = 0, world_size: int = 1):
         mixes = bool(config.mixup or config.cutmix)
-        unit = world_size * (2 if mixes else 1)
+        unit = world_size * config.accumulate * (2 if mixes else 1)
         if config.batch_size % unit:
-            raise ValueError(f"batch_size={config.batch_size} must be a multiple of {unit} (processes, pairs to mix)")
+            of = "processes, parts to accumulate, pairs to mix"
+            raise ValueError(f"batch_size={config.batch_size} must be a multiple of {unit} ({of})")
         self.config, self.device, self.rank, self.world_size = config, device, rank, world_size
         if rank > 0:
             dist.barrier()  # the first process alone downloads what is to be downloaded
@@ -106,13 +109,15 @@ class Trainer:
         if odd:
             raise ValueError(f"training and test data must have the same classes: {odd}")
         random_seed(config.seed)
-        self.model = build_model(config, len(self.classes)).to(device)
+        layout = torch.channels_last if config.channels_last else torch.preserve_format
+        self.model = build_model(config, len(self.classes)).to(device, memory_format=layout)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema is not None else None
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         alphas = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix}
         classes = len(self.classes)
         self.mixup = Mixup(**alphas, label_smoothing=0.0, num_classes=classes) if mixes else None  # criterion smooths
         self.epoch = self.step = 0
+        self.position = Position()
         self.stage, self.best = -1, -1.0
 
     def initialise(self) -> None:
@@ -145,31 +150,63 @@ class Trainer:
                 raise ValueError(f"stages.{i}, at {stage.size} pixels: {error}") from error
 
     def fit(self, folder: Path) -> None:
-        """Train the epochs that are left, and write into `folder`."""
-        log = RunLog(folder, self.epoch) if self.rank == 0 else None
+        """Train the epochs that are left, and write into `folder`.
+
+        Raises:
+            Interrupted: the run was asked to stop; its state is saved.
+        """
+        log = RunLog(folder, self.epoch, self.step) if self.rank == 0 else None
         sampling = self.config.data.sampling()
         unit, protocol = ("images", {}) if sampling is None else ("clips", {"protocol": sampling.protocol()})
         if log is not None and protocol:
             print(protocol["protocol"], flush=True)
-        for stage, epoch_of_stage in self.plan()[self.epoch :]:
-            if stage != self.stage:
-                self.enter(stage)
-            start = time.perf_counter()
-            loss, images = self.train_epoch(epoch_of_stage)
-            seconds = time.perf_counter() - start
-            score = self.test()
-            self.epoch += 1
-            record = {"epoch": self.epoch, "stage": stage, "size": self.config.stages[stage].size}
-            record |= {"train_loss": loss, f"{self.split}_loss": score.loss, f"{self.split}_accuracy": score.accuracy}
-            record |= {"lr": self.lr()}
-            record |= {"seconds": seconds, f"{unit}_per_second": images / seconds} | protocol
-            if log is not None:
-                self.save(folder, score)
-                log.write(record)
-                save_state(folder, self.config, self.state())  # last: from here on the epoch counts as done
-                print(summary_line(record, len(self.plan())), flush=True)
+        with Requests(self.config.save_every_minutes) as requests:
+            for stage, epoch_of_stage in self.plan()[self.epoch :]:
+                if stage != self.stage:
+                    self.enter(stage)
+                start, images_before = time.perf_counter(), self.position.images
+                loss, images = self.train_epoch(epoch_of_stage, lambda: self.between_steps(folder, log, requests))
+                seconds = time.perf_counter() - start
+                score = self.test()
+                self.epoch += 1
+                record = {"epoch": self.epoch, "stage": stage, "size": self.config.stages[stage].size}
+                record |= {
+                    "train_loss": loss,
+                    f"{self.split}_loss": score.loss,
+                    f"{self.split}_accuracy": score.accuracy,
+                }
+                record |= {"lr": self.lr(), "seconds": seconds}
+                record |= {f"{unit}_per_second": (images - images_before) / seconds} | protocol
+                if log is not None:
+                    self.save(folder, score)
+                    log.write(record)
+                    save_state(folder, self.config, self.state())  # last: from here on the epoch counts as done
+                    print(summary_line(record, len(self.plan())), flush=True)
+                requests.done()
         if log is not None:
             log.close()
+
+    def between_steps(self, folder: Path, log: RunLog | None, requests: Requests) -> None:
+        """After each step: log it, save the state, or stop, where that is due."""
+        config = self.config
+        if self.position.steps % config.log_every == 0:
+            self.check_finite()
+            if log is not None:
+                log.write_step(self.step_record())
+        wish = requests.agreed()
+        if wish or (config.save_every_steps and self.position.steps % config.save_every_steps == 0):
+            self.check_finite()  # NaN must not take the place of a good state
+            if self.rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_state(folder, config, self.state())
+            requests.done()
+        if wish == STOP:
+            name = signal.Signals(requests.signal_number).name
+            raise Interrupted(
+                f"stopped by {name} after step {self.step}, in epoch {self.epoch + 1}; {folder / STATE_FILE} is saved: "
+                "continue with resume=auto",
+                requests.signal_number,
+            )
 
     def plan(self) -> list[tuple[int, int]]:
         """(stage, epoch within the stage) of every epoch of the run."""
@@ -184,17 +221,26 @@ class Trainer:
         self.steps_per_epoch = len(self.loader(self.train_set, stage, train=True))
         epochs = self.config.stages[stage].epochs
         self.schedule = create_schedule(self.optimizer, self.config.schedule, epochs, self.steps_per_epoch)
-        self.wrapped = None
+        self.update = None
         self.stage, self.best = stage, -1.0
 
-    def parallel(self) -> nn.Module:
-        """The model for training, over all processes; wrapped at the first step, when the weights are what they are to be."""
-        if self.wrapped is None:
-            self.wrapped = DistributedDataParallel(self.model) if self.world_size > 1 else self.model
-        return self.wrapped
+    def steps(self) -> Step:
+        """The steps of the stage; made at the first one, when the weights are what they are to be."""
+        if self.update is None:
+            forward = torch.compile(self.model) if self.config.compile else self.model
+            if self.world_size > 1:
+                options = {"broadcast_buffers": False} if self.config.distribute_bn else {}
+                forward = DistributedDataParallel(forward, **options)
+            self.update = Step(
+                *(self.model, forward, self.optimizer, self.criterion, self.config, self.device),
+                mix=self.mixup,
+                ema=self.ema,
+                rank=self.rank,
+            )
+        return self.update
 
     def loader(self, dataset, stage: int, *, train: bool):
-        """Batches of this process for the coming epoch."""
+        """Batches of this process for the coming epoch, or for what is left of it."""
         data = self.config.data
         return make_loader(
             dataset,
@@ -209,44 +255,72 @@ class Trainer:
             sampling=data.sampling(),
             rank=self.rank,
             world_size=self.world_size,
+            parts=self.config.accumulate,
+            begin=self.position.batches,
             skip_bad=True,
         )
 
-    def train_epoch(self, epoch_of_stage: int) -> tuple[float, int]:
-        """One epoch; returns the mean training loss and the number of images, over all processes."""
+    def train_epoch(self, epoch_of_stage: int, between_steps: Callable[[], None] = lambda: None) -> tuple[float, int]:
+        """One epoch, or what is left of it; returns its mean training loss and number of images, over all processes."""
         self.model.train()
-        # The whole randomness of the epoch follows from three numbers: an interrupted epoch can be repeated exactly.
-        own, common = (
-            int(np.random.SeedSequence([self.config.seed, self.epoch, rank]).generate_state(1)[0] // 2)
-            for rank in (self.rank, 0)
-        )
-        random_seed(own)
-        np.random.seed(common)  # noqa: NPY002  timm's mixup draws from it: all processes mix alike, as one would
-        loss_sum, count = 0.0, 0
-        for i, (images, labels) in enumerate(self.batches()):
-            self.schedule.step_update(epoch_of_stage * self.steps_per_epoch + i)
-            loss_sum, count = loss_sum + self.train_step(images, labels) * len(images), count + len(images)
+        update, position, begin = self.steps(), self.position, self.position.batches
+        update.begin(position.loss_sum, position.images)
+        self.logged = time.perf_counter(), position.images
+        for consumed, images, labels in self.batches():
+            self.schedule.step_update(epoch_of_stage * self.steps_per_epoch + position.steps)
+            self.train_step(images, labels)
+            position.steps, position.batches, position.images = position.steps + 1, begin + consumed, update.images
+            between_steps()
+        self.check_finite()
         if not all(p.isfinite().all() for p in self.model.parameters()):
             raise DivergedError(f"weights are not finite at the end of epoch {self.epoch + 1}, step {self.step}")
-        loss_sum, count = sum_over_processes([loss_sum, count], self.device)
+        if self.world_size > 1 and self.config.distribute_bn:
+            distribute_bn(self.model, self.world_size, reduce=True)
+        self.position = Position()
+        loss_sum, count = sum_over_processes([update.loss_sum.item(), update.images], self.device)
         return loss_sum / max(count, 1), int(count)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches, with a progress bar on a terminal; even ones where images are mixed in pairs.
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
+        """One update on uint8 images (B, 3, H, W), or clips (B, 3, T, H, W), and labels (B,) of this process."""
+        is_logged = (self.position.steps + 1) % self.config.log_every == 0
+        self.steps()(images, labels, self.epoch, self.step + 1, with_norm=is_logged)
+        self.step += 1
+
+    def check_finite(self) -> None:
+        """DivergedError if the loss of a step of this epoch was not finite. It waits for the device."""
+        bad = int(self.steps().bad_step)
+        if bad:
+            raise DivergedError(
+                f"the loss is not finite at step {bad}, in epoch {self.epoch + 1}; the checkpoints of the last "
+                "good epoch are kept. A smaller optim.lr, or optim.clip_grad=1, may help"
+            )
+
+    def step_record(self) -> dict:
+        """The step just made, for the log."""
+        update, (time_before, images_before) = self.steps(), self.logged
+        record = {"step": self.step, "epoch": self.epoch + 1, "loss": update.loss.item(), "lr": self.lr()}
+        record |= {"grad_norm": update.grad_norm.item(), "memory_mib": memory_mib(self.device)}
+        self.logged = time.perf_counter(), update.images
+        rate = (update.images - images_before) / (self.logged[0] - time_before)
+        return record | {"images_per_second": self.world_size * rate}
+
+    def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Training batches after the number of those consumed so far, with a progress bar on a terminal; even ones where
+        images are mixed in pairs.
 
         Every process makes all steps, or the others would wait for it: the last batch stands in for those of which no
         image could be read.
         """
         loader = self.loader(self.train_set, self.stage, train=True)
         quiet = True if self.rank else None  # None: quiet unless on a terminal
-        batch, steps, read = None, 0, 0
+        batch, read, steps = None, 0, self.position.steps
         for images, labels in tqdm(loader, desc=f"epoch {self.epoch + 1}", leave=False, disable=quiet):
             read += len(images)
             count = len(images) // 2 * 2 if self.mixup else len(images)  # odd after a damaged image was skipped
             if count:
                 batch, steps = (images[:count], labels[:count]), steps + 1
-                yield batch
-        if batch is None:
+                yield loader.consumed, *batch
+        if batch is None and steps < self.steps_per_epoch:
             left = (
                 f"mixup and cutmix need two images, {read} could be read"
                 if read
@@ -254,31 +328,7 @@ class Trainer:
             )
             raise ValueError(f"epoch {self.epoch + 1} has no batch: {left}")
         for _ in range(self.steps_per_epoch - steps):
-            yield batch
-
-    def train_step(self, images: Tensor, labels: Tensor) -> float:
-        """One update on uint8 images (B, 3, H, W), or clips (B, 3, T, H, W), and labels (B,); returns the loss."""
-        images, labels = to_input(images, self.model, self.device), labels.to(self.device, non_blocking=True)
-        if self.mixup:
-            images, labels = self.mixup(images, labels)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.amp == "bf16"):
-            logits = self.parallel()(images)
-        loss = self.criterion(logits.float(), labels)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"the loss is {value} at step {self.step + 1}, in epoch {self.epoch + 1}; the checkpoints of the last "
-                "good epoch are kept. A smaller optim.lr, or optim.clip_grad=1, may help"
-            )
-        self.optimizer.zero_grad()
-        loss.backward()
-        if self.config.optim.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad)
-        self.optimizer.step()
-        self.step += 1
-        if self.ema:
-            self.ema.update(self.model, step=self.step)
-        return value
+            yield loader.consumed, *batch
 
     def lr(self) -> float:
         """The learning rate of the groups at optim.lr."""
@@ -305,13 +355,16 @@ class Trainer:
 
     def state(self) -> dict:
         """What `restore` needs, as tensors and plain containers."""
+        if self.position.steps:
+            self.position.loss_sum = self.steps().loss_sum.item()
         progress = {"epoch": self.epoch, "step": self.step, "stage": self.stage, "best": self.best}
+        progress |= {"position": asdict(self.position), "scaler": self.steps().scaler.state_dict()}
         ema = self.ema.module.state_dict() if self.ema else None
         weights = {"model": self.model.state_dict(), "ema": ema, "optimizer": self.optimizer.state_dict()}
         return {**progress, "classes": self.classes, **weights}
 
     def restore(self, state: dict) -> None:
-        """Continue from the end of an epoch; ValueError if it was of other classes."""
+        """Continue from the end of an epoch, or from within one; ValueError if the state is of other classes."""
         check_classes(state, self.classes)
         self.enter(state["stage"])
         load_weights(self.model, state["model"], STATE_FILE)
@@ -319,3 +372,7 @@ class Trainer:
             load_weights(self.ema.module, state["ema"], STATE_FILE)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.position = Position(**state.get("position", {}))  # older versions saved at the end of an epoch alone
+        if self.rank:  # the losses are those of the first process
+            self.position.loss_sum, self.position.images = 0.0, 0
+        self.steps().scaler.load_state_dict(state.get("scaler", {}))

@@ -1,13 +1,16 @@
 """Files that a kill or a full disk cannot spoil."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, before: Callable[[], None] = lambda: None) -> None:
     """Write a file so that a kill at any moment leaves the old content or the new, never a part.
+
+    Args:
+        before: called when the new content is on the disk, before it takes the old one's place.
 
     Raises:
         OSError: it cannot be written; names the file, and nothing is left of the attempt.
@@ -19,6 +22,7 @@ def write_atomically(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            before()
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -1,38 +1,63 @@
-"""What a run leaves to read: log.jsonl (a line per epoch) and TensorBoard events, in the run directory."""
+"""What a run leaves to read: log.jsonl (an epoch a line), steps.jsonl (a step of every `log_every`), TensorBoard events."""
 
 import json
+import sys
 from pathlib import Path
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from .files import naming, write_atomically
 
 
 class RunLog:
-    """Appends one record per epoch.
+    """Appends one record per epoch, and records of steps.
 
     Args:
         folder: the run directory.
-        epochs_done: epochs of the run that is continued; what was logged after them (a killed epoch) is dropped.
+        epochs_done, steps_done: of the run that is continued; what was logged after them, before a kill, is dropped.
     """
 
-    def __init__(self, folder: Path, epochs_done: int = 0):
-        self.path = folder / "log.jsonl"
-        kept = [line for line in _lines(self.path) if (record := _parse(line)) and record["epoch"] <= epochs_done]
-        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+    def __init__(self, folder: Path, epochs_done: int = 0, steps_done: int = 0):
+        self.path, self.steps_path = folder / "log.jsonl", folder / "steps.jsonl"
+        for path, key, done in ((self.path, "epoch", epochs_done), (self.steps_path, "step", steps_done)):
+            kept = [line for line in _lines(path) if (record := _parse(line)) and record[key] <= done]
+            write_atomically(path, "".join(line + "\n" for line in kept).encode())
         self.board = SummaryWriter(str(folder), purge_step=epochs_done + 1)
+        self.step_board = SummaryWriter(str(folder / "steps"), purge_step=steps_done + 1)
 
     def write(self, record: dict) -> None:
         """Log one epoch; `record` holds plain numbers, or texts, and its `epoch`, counted from 1."""
-        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(self.path, record)
         for key, value in record.items():
             add = self.board.add_text if isinstance(value, str) else self.board.add_scalar
             add(key, value, record["epoch"])
         self.board.flush()
 
+    def write_step(self, record: dict) -> None:
+        """Log one step; `record` holds plain numbers and its `step`, counted from 1 over the whole run."""
+        self._append(self.steps_path, record)
+        for key, value in record.items():
+            self.step_board.add_scalar(f"step/{key}", value, record["step"])
+
+    def _append(self, path: Path, record: dict) -> None:
+        with naming(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
     def close(self) -> None:
         self.board.close()
+        self.step_board.close()
+
+
+def memory_mib(device: torch.device) -> float:
+    """The most memory so far: of the device, or of the process where that is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def summary_line(record: dict, epochs: int) -> str:

@@ -1,12 +1,15 @@
 """`last.state`: everything that a run needs to go on, in one file, so that a kill cannot leave half of it.
 
-All randomness of an epoch is drawn from (seed, epoch, process), so no state of a random generator is kept.
+The one before it is kept as `previous.state`, for the case that the newest is damaged all the same: by a disk, or a copy that
+was cut short. All randomness of a step is drawn from numbers (see step.py), so no state of a random generator is kept.
 """
 
 import io
 import logging
+import os
 import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +20,74 @@ from .config import Config, config_to_dict
 from .data.names import difference
 from .files import write_atomically
 
-STATE_FILE = "last.state"
+STATE_FILE, PREVIOUS_FILE = "last.state", "previous.state"
 # May differ between a run and its continuation: where it runs and writes, not what it computes. The data may have moved.
-EXEMPT = {"out", "resume", "device", "data.root", "data.workers"}
+EXEMPT = {"out", "resume", "device", "data.root", "data.workers", "log_every", "save_every_steps", "save_every_minutes"}
 
 logger = logging.getLogger("s4nd")
 
 
+@dataclass
+class Position:
+    """How far an epoch has come: optimizer steps made, batches taken, and the images of this process with their losses' sum."""
+
+    steps: int = 0
+    batches: int = 0  # more than the steps by those of which no image could be read
+    images: int = 0
+    loss_sum: float = 0.0
+
+
 def save_state(folder: Path, config: Config, state: dict[str, Any]) -> None:
-    """Write the state of a run atomically; `state` holds tensors and plain containers."""
+    """Write the state of a run atomically; `state` holds tensors and plain containers. The one before becomes the previous."""
     buffer = io.BytesIO()
     torch.save({**state, "format_version": FORMAT_VERSION, "config": config_to_dict(config)}, buffer)
-    write_atomically(folder / STATE_FILE, buffer.getvalue())
+    path = folder / STATE_FILE
+
+    def keep_previous() -> None:
+        if path.exists():
+            os.replace(path, folder / PREVIOUS_FILE)
+
+    write_atomically(path, buffer.getvalue(), before=keep_previous)
 
 
 def load_state(folder: Path, config: Config) -> dict[str, Any]:
     """The state of the run in `folder`, if it is a run of this config. The last stage may have got more epochs.
 
+    Where the newest is damaged or missing, the one before it, with a warning.
+
     Raises:
         FileNotFoundError: no run there.
-        ValueError: a damaged file, or a run of another config; the message lists the keys that differ.
+        ValueError: damaged files, or a run of another config; the message lists the keys that differ.
     """
-    path = folder / STATE_FILE
-    if not path.is_file():
+    path, previous = folder / STATE_FILE, folder / PREVIOUS_FILE
+    if not path.is_file() and not previous.is_file():
         raise FileNotFoundError(f"no run to resume in {folder}: {path} does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: damaged: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{path}: not the state of a run of this version of s4nd")
+        state = _read(path)
+    except (ValueError, FileNotFoundError) as error:
+        if not previous.is_file():
+            raise
+        logger.warning("%s; the state before it is taken, %s, and what came after it is trained anew", error, previous)
+        state = _read(previous)
     differing = config_differences(state["config"], config_to_dict(config))
     if differing:
         raise ValueError(f"{folder} holds a run with another config: {'; '.join(differing)}")
+    return state
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    try:  # of bytes: reading a file that is cut short, torch raises errors of the system
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path}: damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
+    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{path}: not the state of a run of this version of s4nd")
     return state
 
 
@@ -79,7 +117,7 @@ def find_state(config: Config) -> dict[str, Any] | None:
     """
     out = Path(config.out)
     source = out if config.resume in (None, "auto") else Path(config.resume)
-    occupied = (out / STATE_FILE).exists()
+    occupied = (out / STATE_FILE).exists() or (out / PREVIOUS_FILE).exists()
     if occupied and (config.resume is None or source.resolve() != out.resolve()):
         raise ValueError(f"{out} already holds a run: continue it with resume=auto, or choose another out=")
     return load_state(source, config) if occupied or config.resume not in (None, "auto") else None
@@ -90,7 +128,7 @@ def carry_over(config: Config, state: dict[str, Any]) -> None:
     out, source = Path(config.out), Path(config.resume)
     if config.resume == "auto" or source.resolve() == out.resolve():
         return
-    for name in ("best.safetensors", "last.safetensors", "log.jsonl"):
+    for name in ("best.safetensors", "last.safetensors", "log.jsonl", "steps.jsonl"):
         if (source / name).is_file():
             write_atomically(out / name, (source / name).read_bytes())
     save_state(out, config, state)

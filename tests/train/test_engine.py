@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from timm.utils import random_seed
 
 from s4nd.train import engine, evaluate
 from s4nd.train.checkpoint import load_model, read_checkpoint
@@ -155,15 +154,19 @@ def test_nan_stops_with_step_and_epoch_and_keeps_the_checkpoint(write_config, mo
     train_step = Trainer.train_step
 
     def poisoned(self, images, labels):
-        at = {"loss": 4, "weights": 6}[what]  # of 6 steps: one before a step, or after the very last update
-        value = train_step(self, images, labels) if what == "weights" or self.step != at else 0.0
-        if self.step >= at:
+        at = {"loss": 4, "weights": 6}[what]  # of 6 steps: before a step, or after the very last update
+        if what == "weights":
+            train_step(self, images, labels)
+        if self.step == at:
             with torch.no_grad():
                 next(self.model.parameters()).fill_(float("nan"))
-        return train_step(self, images, labels) if what == "loss" and self.step == at else value
+        if what == "loss":
+            train_step(self, images, labels)
 
     monkeypatch.setattr(Trainer, "train_step", poisoned)
-    message = "the loss is nan at step 5, in epoch 2" if what == "loss" else "not finite at the end of epoch 2, step 6"
+    message = (
+        "the loss is not finite at step 5, in epoch 2" if what == "loss" else "not finite at the end of epoch 2, step 6"
+    )
     with pytest.raises(DivergedError, match=message):
         train(load_config(path, ["resume=auto"]))
     assert {file.name: file.read_bytes() for file in folder.glob("last.*")} == before
@@ -181,13 +184,20 @@ def test_stripes_are_learned(write_config):
     assert read_checkpoint(folder / "best.safetensors")[2].accuracy > 0.9
 
 
+class Batches(list):
+    """A loader of which no more could be read than this."""
+
+    consumed = 3
+
+
 def test_unreadable_batches_leave_the_number_of_steps(write_config, monkeypatch):
     """A process that made fewer steps than the others would leave them waiting."""
     seen = []
-    monkeypatch.setattr(Trainer, "train_step", lambda self, images, labels: seen.append(labels.tolist()) or 0.0)
+    monkeypatch.setattr(Trainer, "train_step", lambda self, images, labels: seen.append(labels.tolist()))
     trainer = Trainer(load_config(write_config()), torch.device("cpu"))
     trainer.enter(0)
-    monkeypatch.setattr(trainer, "loader", lambda *_, **__: [(torch.zeros(3, 3, 8, 8), torch.tensor([0, 1, 0]))])
+    batches = Batches([(torch.zeros(3, 3, 8, 8), torch.tensor([0, 1, 0]))])
+    monkeypatch.setattr(trainer, "loader", lambda *_, **__: batches)
     trainer.train_epoch(0)
     assert seen == [[0, 1, 0]] * 3
 
@@ -195,7 +205,7 @@ def test_unreadable_batches_leave_the_number_of_steps(write_config, monkeypatch)
 def test_no_readable_image_is_an_error(write_config, monkeypatch):
     trainer = Trainer(load_config(write_config()), torch.device("cpu"))
     trainer.enter(0)
-    monkeypatch.setattr(trainer, "loader", lambda *_, **__: [])
+    monkeypatch.setattr(trainer, "loader", lambda *_, **__: Batches())
     with pytest.raises(ValueError, match="none of the training images could be read"):
         trainer.train_epoch(0)
 
@@ -232,7 +242,7 @@ def test_gradient_of_a_step_is_its_own(trainer):
     gradients = []
     for _ in range(2):
         trainer.model.load_state_dict(start)
-        random_seed(0)
+        trainer.step = 0  # its number gives the noise
         trainer.model.train()
         trainer.train_step(images, labels)
         gradients.append([p.grad.clone() for p in trainer.model.parameters()])
@@ -242,8 +252,10 @@ def test_gradient_of_a_step_is_its_own(trainer):
 
 def test_loss_of_an_epoch_is_the_mean_over_its_images(trainer, monkeypatch):
     labels = [torch.zeros(n, dtype=torch.long) for n in (4, 2)]
-    monkeypatch.setattr(trainer, "batches", lambda: [(torch.zeros(len(x), 3, 8, 8), x) for x in labels])
-    monkeypatch.setattr(trainer, "train_step", lambda images, labels: float(len(labels)))
+    batches = [(i + 1, torch.zeros(len(x), 3, 8, 8), x) for i, x in enumerate(labels)]
+    monkeypatch.setattr(trainer, "batches", lambda: batches)
+    weight = next(trainer.model.parameters())
+    monkeypatch.setattr(trainer.steps(), "_loss", lambda images, labels: 0 * weight.sum() + len(labels))
     assert trainer.train_epoch(0) == (pytest.approx((4 * 4 + 2 * 2) / 6), 6)
 
 
@@ -255,8 +267,9 @@ def test_losses_and_scores_are_summed_over_the_processes(trainer, monkeypatch):
         return [sums[0] + 3 * count, *sums[1:], 4 * count] if len(sums) == 2 else [*sums, 4 * count]
 
     alone = trainer.test()
+    weight = next(trainer.model.parameters())
+    monkeypatch.setattr(trainer.steps(), "_loss", lambda images, labels: 0 * weight.sum() + 3.0)
     loss, images = trainer.train_epoch(0)
-    monkeypatch.setattr(trainer, "train_step", lambda *_: loss)
     monkeypatch.setattr(engine, "sum_over_processes", summed)
     monkeypatch.setattr(evaluate, "sum_over_processes", summed)
     assert trainer.train_epoch(0) == (pytest.approx(loss / 4), 4 * images)
@@ -264,18 +277,21 @@ def test_losses_and_scores_are_summed_over_the_processes(trainer, monkeypatch):
     assert together.images == 4 * alone.images == 80 and together.accuracy >= 0.75
 
 
-def test_noise_of_an_epoch_follows_from_seed_epoch_and_process(trainer, monkeypatch):
-    """But for the shares of mixup, which are those of the first process for all."""
-    monkeypatch.setattr(trainer, "batches", lambda: [])
+def test_noise_of_a_step_follows_from_seed_epoch_step_process_and_part(trainer):
+    """But for the shares of mixup, which are those of the first process and part for all."""
 
-    def noise(epoch, rank):
-        trainer.epoch, trainer.rank = epoch, rank
-        trainer.train_epoch(0)
+    def noise(epoch, step, rank, part):
+        trainer.steps().rank = rank
+        trainer.steps()._seed(epoch, step, part)
         return torch.rand(1).item(), np.random.rand()  # noqa: NPY002  it is what Mixup draws from
 
-    (first, share), (later, later_share), (other, other_share) = noise(0, 0), noise(1, 0), noise(0, 1)
-    assert noise(0, 0) == (first, share) and len({first, later, other}) == 3
-    assert other_share == share != later_share
+    first, *later, other_process, other_part = (
+        noise(*numbers) for numbers in ((0, 5, 0, 0), (1, 5, 0, 0), (0, 6, 0, 0), (0, 5, 1, 0), (0, 5, 0, 1))
+    )
+    assert noise(0, 5, 0, 0) == first
+    assert len({own for own, _ in (first, *later, other_process, other_part)}) == 5
+    assert other_process[1] == other_part[1] == first[1]
+    assert len({share for _, share in (first, *later)}) == 3
 
 
 def test_epochs_of_a_run_have_orders_of_their_own(trainer):

@@ -1,5 +1,6 @@
 """Every key of a config against what it says, worked out by hand: each test fails if its key is ignored."""
 
+import json
 import math
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from timm.utils import random_seed
 import s4nd.models
 from s4nd import S4ND
 from s4nd.models.s4nd_iso import ConvMixer
-from s4nd.train import engine
+from s4nd.train import engine, requests
 from s4nd.train.config import Config, StageConfig, load_config
 from s4nd.train.data import Clips
 from s4nd.train.engine import Trainer, train
@@ -67,7 +68,13 @@ def step(trainer, count=1):
     """The losses of steps on the first batch."""
     images, labels = batch(trainer)
     trainer.model.train()
-    return [trainer.train_step(images, labels) for _ in range(count)]
+    return [loss_of(trainer, images, labels) for _ in range(count)]
+
+
+def loss_of(trainer, images, labels):
+    """Of a step."""
+    trainer.train_step(images, labels)
+    return trainer.steps().loss.item()
 
 
 # ---- data
@@ -379,7 +386,7 @@ def test_optim_clip_grad(trainer):
 def rates(run, monkeypatch):
     """The learning rate of every step of two epochs of 3."""
     seen = []
-    monkeypatch.setattr(run, "train_step", lambda images, labels: seen.append(run.lr()) or 0.0)
+    monkeypatch.setattr(run, "train_step", lambda images, labels: seen.append(run.lr()))
     for epoch in range(2):
         run.train_epoch(epoch)
     return seen
@@ -404,7 +411,7 @@ def test_schedule_min_lr(trainer, monkeypatch):
 
 def test_batch_size(trainer):
     run = trainer("batch_size=6")
-    assert [len(labels) for _, labels in run.batches()] == [6] * 8
+    assert [len(labels) for _, _, labels in run.batches()] == [6] * 8
 
 
 def losses_by_hand(logits, targets):
@@ -416,7 +423,7 @@ def test_label_smoothing(trainer):
     images, labels = batch(run)
     logits = run.model.train()(to_input(images, run.model, CPU)).detach()
     targets = 0.8 * F.one_hot(labels, 2) + 0.1
-    assert run.train_step(images, labels) == pytest.approx(losses_by_hand(logits, targets), rel=1e-5)
+    assert loss_of(run, images, labels) == pytest.approx(losses_by_hand(logits, targets), rel=1e-5)
 
 
 def mixed(run):
@@ -426,7 +433,7 @@ def mixed(run):
     run.model.register_forward_pre_hook(lambda _, args: seen.update(images=args[0].detach().clone()))
     run.criterion.register_forward_hook(lambda _, args, __: seen.update(logits=args[0].detach(), targets=args[1]))
     random_seed(0)
-    loss = run.train_step(images, labels)
+    loss = loss_of(run, images, labels)
     before = to_input(images, run.model, CPU)
     assert loss == pytest.approx(losses_by_hand(seen["logits"], seen["targets"]), rel=1e-5)
     # Half of each pair, reversed, is the other's: the share of the first follows from the targets.
@@ -469,12 +476,111 @@ def test_ema(trainer, decay):
     assert trainer().ema is None
 
 
-@pytest.mark.parametrize(("amp", "dtype"), [("none", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(("amp", "dtype"), [("none", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_amp(trainer, amp, dtype):
     run, seen = trainer(f"amp={amp}"), set()
     run.model.blocks[0].mixer.proj.register_forward_hook(lambda _, __, y: seen.add(y.dtype))
     step(run)
     assert seen == {dtype}
+
+
+def test_accumulate(trainer):
+    """The parts of a batch give its gradient, to the rounding of a sum of 16 terms in another order."""
+    gradients = []
+    for count in (1, 4):
+        run, seen = trainer(f"accumulate={count}"), []
+        run.model.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
+        images, labels = batch(run)
+        run.model.train()
+        run.train_step(images, labels)
+        assert seen == [16 // count] * count
+        gradients.append((run.steps().loss.item(), [p.grad for p in run.model.parameters()]))
+    assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-6)
+    for one, other in zip(gradients[0][1], gradients[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * one.abs().max().item())
+
+
+def test_accumulate_must_divide_the_batch(config):
+    with pytest.raises(ValueError, match="batch_size=16 must be a multiple of 6"):
+        Trainer(config("accumulate=3", "mixup=0.5"), CPU)
+
+
+def test_channels_last(trainer):
+    seen = []
+    for on in ("false", "true"):
+        run = trainer(f"channels_last={on}")
+        run.model.register_forward_pre_hook(
+            lambda _, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        step(run)
+        last = [p.is_contiguous(memory_format=torch.channels_last) for p in run.model.parameters() if p.ndim == 4]
+        assert all(last) or on == "false"
+    assert seen == [False, True]
+
+
+def test_compile(trainer, monkeypatch):
+    made = []
+
+    def compiled(model):
+        made.append(model)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    step(trainer("compile=false"))
+    assert made == []
+    run = trainer("compile=true")
+    step(run)
+    assert made == [run.model]
+
+
+def test_distribute_bn(trainer, monkeypatch):
+    """Of two processes: asked for after the epoch, and not overwritten by the first process's in each step."""
+    seen = []
+    monkeypatch.setattr(engine, "distribute_bn", lambda model, world_size, reduce: seen.append((world_size, reduce)))
+    monkeypatch.setattr(engine, "DistributedDataParallel", lambda model, **options: seen.append(options) or model)
+    monkeypatch.setattr(engine, "sum_over_processes", lambda values, _: values)
+    for value, expected in (
+        ("null", [{}]),
+        ("reduce", [{"broadcast_buffers": False}, (2, True)]),
+    ):
+        run = trainer(f"distribute_bn={value}")
+        run.world_size = 2
+        run.train_epoch(0)
+        assert seen == expected
+        seen.clear()
+
+
+def test_log_every(config):
+    folder = train(config("log_every=2", "stages=[{size: 8, epochs: 2}]"))
+    records = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 5]  # of 3 in each epoch
+    for record in records:
+        assert record["loss"] > 0 and record["grad_norm"] > 0 and record["lr"] > 0
+        assert record["memory_mib"] > 100 and record["images_per_second"] > 0
+    folder = train(config("log_every=2", "stages=[{size: 8, epochs: 3}]", "resume=auto"))
+    records = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 5, 8]
+
+
+def saves(monkeypatch):
+    """The steps at which a run saves its state."""
+    seen, save_state = [], engine.save_state
+    monkeypatch.setattr(engine, "save_state", lambda *args: seen.append(args[2]["step"]) or save_state(*args))
+    return seen
+
+
+def test_save_every_steps(config, monkeypatch):
+    seen = saves(monkeypatch)
+    train(config("save_every_steps=2", "stages=[{size: 8, epochs: 2}]"))
+    assert seen == [2, 3, 5, 6]
+
+
+def test_save_every_minutes(config, monkeypatch):
+    """By a clock on which a step takes 20 seconds: after a minute, or after the third step of an epoch."""
+    seen, clock = saves(monkeypatch), iter(range(0, 100000, 10))
+    monkeypatch.setattr(requests.time, "monotonic", lambda: next(clock))
+    train(config("save_every_minutes=0.5", "stages=[{size: 8, epochs: 1}]", "batch_size=8"))
+    assert seen == [3, 6, 6]
 
 
 def test_seed(trainer):
@@ -483,7 +589,7 @@ def test_seed(trainer):
     def drawn(seed):
         run, numbers = trainer(f"seed={seed}", "data.pad=0.25"), []
         # np.random is what Mixup draws from
-        run.train_step = lambda *_: numbers.append((torch.rand(1).item(), np.random.rand())) or 0.0  # noqa: NPY002
+        run.model.register_forward_hook(lambda *_: numbers.append((torch.rand(1).item(), np.random.rand())))  # noqa: NPY002
         run.train_epoch(0)
         view = run.loader(run.train_set, 0, train=True)
         return run.model.stem.weight.tolist(), list(view.sampler), view.dataset.shift.tolist(), numbers
@@ -502,7 +608,7 @@ def test_resume(config, tmp_path, monkeypatch):
     """From its own folder, or from another: the steps that are made are those that were left."""
     made = []
     train_epoch = Trainer.train_epoch
-    monkeypatch.setattr(Trainer, "train_epoch", lambda self, i: made.append(self.epoch) or train_epoch(self, i))
+    monkeypatch.setattr(Trainer, "train_epoch", lambda self, *a: made.append(self.epoch) or train_epoch(self, *a))
     folder = train(config("stages.0.epochs=1"))
     train(config(f"resume={folder}", "stages.0.epochs=2", f"out={tmp_path / 'other'}"))
     train(config("resume=auto", "stages.0.epochs=2"))

@@ -25,14 +25,21 @@ class ImageLoader(DataLoader):
     They are reported by the process that iterates, not by its workers: once, as a warning of the logger "s4nd"; with
     `skip_bad=False` the first one is raised. A batch is smaller by them, and is left out if nothing remains, so that a
     batch is never empty but there may be fewer than `len(loader)`.
+
+    Attributes:
+        consumed: batches of the present iteration that were asked for, those left out among them.
     """
+
+    consumed = 0
 
     def __init__(self, dataset: Resized | Clips, *, skip_bad: bool, **options):
         super().__init__(dataset, **options)
         self.skip_bad = skip_bad
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.consumed = 0
         for images, labels, bad in super().__iter__():
+            self.consumed += 1
             for error in bad:
                 if not self.skip_bad:
                     raise error
@@ -63,7 +70,7 @@ def collate_clips(items: Sequence[tuple[Tensor, int] | BadVideo]) -> tuple[Tenso
     return clips[0] if len(clips) else clips, labels, bad
 
 
-def share(count: int, batch_size: int, rank: int, world_size: int, seed: int) -> list[int]:
+def share(count: int, batch_size: int, rank: int, world_size: int, seed: int, parts: int = 1) -> list[int]:
     """The images, of `count`, that a process trains on in an epoch, in their order: its part of every batch of all processes.
 
     Where a batch divides evenly into pairs of its i-th image from the start and from the end, which is how mixup pairs them,
@@ -71,6 +78,7 @@ def share(count: int, batch_size: int, rank: int, world_size: int, seed: int) ->
 
     Args:
         batch_size: of all processes; images at the end that do not fill one are left out, unless they are the only ones.
+        parts: of each process's batch, one after the other, which mix as if they were of processes of their own.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     batch_size = min(batch_size, -(-count // world_size) * world_size)
@@ -78,8 +86,11 @@ def share(count: int, batch_size: int, rank: int, world_size: int, seed: int) ->
         order[: count // batch_size * batch_size] if count >= batch_size else order[torch.arange(batch_size) % count]
     )
     place = torch.arange(batch_size)
-    owner = torch.minimum(place, batch_size - 1 - place) if batch_size % (2 * world_size) == 0 else place
-    return order.view(-1, batch_size)[:, owner % world_size == rank].flatten().tolist()
+    parts = parts if batch_size % (world_size * parts) == 0 else 1
+    sharers = world_size * parts
+    owner = torch.minimum(place, batch_size - 1 - place) if batch_size % (2 * sharers) == 0 else place
+    mine = [place[owner % sharers == rank * parts + part] for part in range(parts)]
+    return order.view(-1, batch_size)[:, torch.cat(mine)].flatten().tolist()
 
 
 def make_loader(
@@ -96,6 +107,8 @@ def make_loader(
     sampling: ClipSampling | None = None,
     rank: int = 0,
     world_size: int = 1,
+    parts: int = 1,
+    begin: int = 0,
     skip_bad: bool | None = None,
 ) -> ImageLoader:
     """The batches of one epoch in one process.
@@ -111,6 +124,8 @@ def make_loader(
         hflip, pad: used in training only; pad not for videos.
         sampling: of the clips, for a data set of videos; None for images.
         rank, world_size: this process and the number of them.
+        parts: in which a training batch is to be run, see `share`.
+        begin: batches of the epoch to leave out at its beginning: those before an interruption.
         skip_bad: leave out images that cannot be read, and report them; otherwise they raise BadImage. Default: `train`.
     """
     if sampling is not None:
@@ -120,7 +135,8 @@ def make_loader(
     else:
         view = Resized(dataset, size)
     if train:
-        sampler = share(len(dataset), batch_size * world_size, rank, world_size, mix(seed, epoch, "order"))
+        order = share(len(dataset), batch_size * world_size, rank, world_size, mix(seed, epoch, "order"), parts)
+        sampler = order[begin * batch_size :]
     else:
         sampler = range(rank, len(dataset), world_size)
     return ImageLoader(
