@@ -76,6 +76,10 @@ def test_scale_of_the_loss_is_among_what_goes_on(path, uninterrupted, monkeypatc
         train(load_config(path, [*WHOLE, "save_every_steps=1", f"amp={amp}"]))
     state = torch.load(load_config(path).out + "/last.state", weights_only=True)
     assert bool(state["scaler"]) == (amp == "fp16")
+    if state["scaler"]:
+        trainer = Trainer(load_config(path, [*WHOLE, f"amp={amp}"]), torch.device("cpu"))
+        trainer.restore(state | {"scaler": state["scaler"] | {"scale": 1024.0}})
+        assert trainer.steps().scaler.get_scale() == 1024
     assert_same(states(train(load_config(path, [*WHOLE, f"amp={amp}", "resume=auto"]))), uninterrupted(f"amp={amp}"))
 
 
