@@ -143,20 +143,17 @@ RESERVED_ARGS = {
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Config from a YAML file and overrides such as `optim.lr=0.01`, `stages.0.size=32` or `model.args.depth=4`.
 
+    A file may begin with `base: OTHER.yaml`, beside it: then it holds only what differs from that file. Lists, such as the
+    stages, are replaced as a whole.
+
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or no such base.
         KeyError: an unknown key; the message names the nearest known one.
         ValueError: not YAML, a wrong type or a value out of range.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no config file {path}")
-    try:
-        tree = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
     node = OmegaConf.structured(Config)
-    _fill(node, "", OmegaConf.to_container(tree), str(path))
+    for file, tree in _with_bases(Path(path)):
+        _fill(node, "", tree, str(file))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -167,6 +164,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise ValueError(f"override {override!r}: not valid YAML: {error}") from None
         _set(node, key, value, f"override {override!r}")
     return _finish(node, str(path))
+
+
+def _with_bases(path: Path) -> list[tuple[Path, Any]]:
+    """The trees of a file and of the files it is based on, the first one first."""
+    found: list[tuple[Path, Any]] = []
+    while path is not None:
+        if path.resolve() in [file.resolve() for file, _ in found]:
+            raise ValueError(f"{path}: its bases are based on each other: {', '.join(str(file) for file, _ in found)}")
+        if not path.is_file():
+            raise FileNotFoundError(f"no config file {path}" + (f", the base of {found[-1][0]}" if found else ""))
+        try:
+            tree = OmegaConf.to_container(OmegaConf.load(path))
+        except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not valid YAML: {error}") from None
+        base = tree.pop("base", None) if isinstance(tree, dict) else None
+        if base is not None and not isinstance(base, str):
+            raise ValueError(f"{path}: base must be the name of a file beside it, got {base!r}")
+        found.append((path, tree))
+        path = None if base is None else path.parent / base
+    return found[::-1]
 
 
 def config_from_dict(tree: Any, source: str) -> Config:

@@ -112,3 +112,34 @@ def test_stored_config_cannot_read_the_environment(write):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no config file"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_file_holds_only_what_differs_from_its_base(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "data: {name: photos, hflip: false}\nmodel: {name: conv_iso_tiny, args: {depth: 2}}\noptim: {lr: 0.5}\n"
+        "stages: [{size: 8, epochs: 3}, {size: 16, epochs: 1}]\n"
+    )
+    (tmp_path / "middle.yaml").write_text("base: recipe.yaml\noptim: {weight_decay: 0.25}\n")
+    (tmp_path / "model.yaml").write_text(
+        "base: middle.yaml\nmodel: {name: s4nd_iso_tiny, args: {rank: 2}}\nstages: [{size: 12, epochs: 2}]\n"
+    )
+    config = load_config(tmp_path / "model.yaml", ["optim.lr=0.125"])
+    assert (config.optim.lr, config.optim.weight_decay, config.data.hflip) == (0.125, 0.25, False)
+    assert (config.model.name, config.model.args) == ("s4nd_iso_tiny", {"depth": 2, "rank": 2})
+    assert [(stage.size, stage.epochs) for stage in config.stages] == [(12, 2)]
+
+
+def test_base_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"b.yaml, the base of .*a.yaml"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ValueError, match="based on each other"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("base: [b.yaml]\n")
+    with pytest.raises(ValueError, match="base must be the name of a file beside it"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("optim: {lr2: 1}\n")
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    with pytest.raises(KeyError, match=r"b.yaml: optim.lr2 is unknown"):
+        load_config(tmp_path / "a.yaml")
