@@ -70,7 +70,7 @@ def test_wrong_type_names_the_key(write, text, message):
         ("optim.lr=.nan", "optim.lr must be at least 0, got nan"),
         ("data.pad=2", "data.pad must be in [0, 1], got 2"),
         ("batch_size=0", "batch_size must be at least 1, got 0"),
-        ("amp=fp8", "amp must be none or bf16, got 'fp8'"),
+        ("amp=fp8", "amp must be none, bf16 or fp16, got 'fp8'"),
         ("schedule.warmup_epochs=3", "schedule.warmup_epochs=3 must be less than stages.0.epochs=3"),
         ("model.args.pretrained=true", "model.args.pretrained cannot be set"),
         ("model.args.num_classes=3", "model.args.num_classes cannot be set: it is the number of classes in the data"),
