@@ -111,6 +111,7 @@ class Config:
     cutmix: float = 0.0  # alpha of cutmix; 0 is off
     ema: float | None = None  # decay per step of the averaged weights; None is off
     amp: str = "none"  # none, bf16 or fp16
+    parallel: str = "ddp"  # of several processes: each holds all weights, or "fsdp", its part of them
     accumulate: int = 1  # parts of a batch whose gradients are added before a step: as many times less memory
     channels_last: bool = False  # memory layout of images and weights; faster for convolutions on GPUs and some CPUs
     compile: bool = False  # torch.compile
@@ -330,6 +331,8 @@ def _problems(config: Config) -> Iterable[str]:
             yield f"stages.{i}.resample must be null, {' or '.join(MODEL_RESAMPLE)}, got {stage.resample!r}"
     if config.amp not in ("none", "bf16", "fp16"):
         yield f"amp must be none, bf16 or fp16, got {config.amp!r}"
+    if config.parallel not in ("ddp", "fsdp"):
+        yield f"parallel must be ddp or fsdp, got {config.parallel!r}"
     if config.distribute_bn not in (None, "reduce"):
         yield f"distribute_bn must be null or reduce, got {config.distribute_bn!r}"
     for key in config.model.args:

@@ -7,7 +7,7 @@ of images or clips per step over all processes, and every step sees the same ima
 import copy
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from .model import REFUSALS, build_model, check_runs, enter_stage, to_input
 from .optim import create_optimizer, create_schedule
 from .processes import from_first, join, leave, sum_over_processes
 from .requests import STOP, Interrupted, Requests
+from .sharding import is_sharded, load_moments, own, shard, whole_moments, whole_weights
 from .state import STATE_FILE, Position, carry_over, check_classes, find_state, save_state
 from .step import Step
 
@@ -109,8 +110,8 @@ class Trainer:
         if odd:
             raise ValueError(f"training and test data must have the same classes: {odd}")
         random_seed(config.seed)
-        layout = torch.channels_last if config.channels_last else torch.preserve_format
-        self.model = build_model(config, len(self.classes)).to(device, memory_format=layout)
+        self.layout = torch.channels_last if config.channels_last else torch.preserve_format
+        self.model = build_model(config, len(self.classes)).to(device, memory_format=self.layout)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema is not None else None
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         alphas = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix}
@@ -126,7 +127,7 @@ class Trainer:
         if done is None:
             return
         weights = from_first(lambda: {key: value.cpu() for key, value in self.model.state_dict().items()})
-        for model in [self.model] + ([self.ema.module] if self.ema else []):
+        for model in self.models():
             model.load_state_dict(weights)
         if self.rank == 0:
             print(done, flush=True)
@@ -177,10 +178,13 @@ class Trainer:
                 }
                 record |= {"lr": self.lr(), "seconds": seconds}
                 record |= {f"{unit}_per_second": (images - images_before) / seconds} | protocol
+                weights, best = whole_weights(self.weights()), score.accuracy > self.best
+                self.best = max(self.best, score.accuracy)
+                state = self.state()
                 if log is not None:
-                    self.save(folder, score)
+                    self.save(folder, weights, score, best)
                     log.write(record)
-                    save_state(folder, self.config, self.state())  # last: from here on the epoch counts as done
+                    save_state(folder, self.config, state)  # last: from here on the epoch counts as done
                     print(summary_line(record, len(self.plan())), flush=True)
                 requests.done()
         if log is not None:
@@ -196,9 +200,10 @@ class Trainer:
         wish = requests.agreed()
         if wish or (config.save_every_steps and self.position.steps % config.save_every_steps == 0):
             self.check_finite()  # NaN must not take the place of a good state
+            state = self.state()
             if self.rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
-                save_state(folder, config, self.state())
+                save_state(folder, config, state)
             requests.done()
         if wish == STOP:
             name = signal.Signals(requests.signal_number).name
@@ -212,10 +217,37 @@ class Trainer:
         """(stage, epoch within the stage) of every epoch of the run."""
         return [(i, epoch) for i, stage in enumerate(self.config.stages) for epoch in range(stage.epochs)]
 
-    def enter(self, stage: int) -> None:
-        """Begin a stage: another resolution and bandlimit, an optimizer and a schedule that start anew."""
-        for model in [self.model] + ([self.ema.module] if self.ema else []):
+    def models(self) -> list[nn.Module]:
+        """The model and, if they are kept, its averages."""
+        return [self.model] + ([self.ema.module] if self.ema else [])
+
+    def gather(self) -> None:
+        """Make models that are divided among the processes whole again."""
+        if not is_sharded(self.model):
+            return
+        states = [whole_weights(model) for model in self.models()]
+        self.model, *averages = (build_model(self.config, len(self.classes), self.stage) for _ in states)
+        for model, state in zip([self.model, *averages], states, strict=True):
+            model.to(self.device, memory_format=self.layout)
+            load_weights(model, state, "the stage before")
+        if self.ema:
+            self.ema.module = averages[0].eval()
+
+    def enter(self, stage: int, weights: Sequence[dict[str, Tensor]] | None = None) -> None:
+        """Begin a stage: another resolution and bandlimit, an optimizer and a schedule that start anew.
+
+        Args:
+            weights: of `models()`, to go on with.
+        """
+        self.gather()
+        for model in self.models():
             enter_stage(model, self.config, stage)
+        if weights is not None:
+            for model, state in zip(self.models(), weights, strict=True):
+                load_weights(model, state, STATE_FILE)
+        if self.world_size > 1 and self.config.parallel == "fsdp":
+            for model in self.models():
+                shard(model, self.world_size, self.device)
         # A change of resolution may re-scale or replace parameters, so the optimizer's moments do not carry over.
         self.optimizer = create_optimizer(self.model, self.config.optim)
         self.steps_per_epoch = len(self.loader(self.train_set, stage, train=True))
@@ -228,7 +260,7 @@ class Trainer:
         """The steps of the stage; made at the first one, when the weights are what they are to be."""
         if self.update is None:
             forward = torch.compile(self.model) if self.config.compile else self.model
-            if self.world_size > 1:
+            if self.world_size > 1 and not is_sharded(self.model):
                 options = {"broadcast_buffers": False} if self.config.distribute_bn else {}
                 forward = DistributedDataParallel(forward, **options)
             self.update = Step(
@@ -272,10 +304,11 @@ class Trainer:
             position.steps, position.batches, position.images = position.steps + 1, begin + consumed, update.images
             between_steps()
         self.check_finite()
-        if not all(p.isfinite().all() for p in self.model.parameters()):
+        bad = [any(not own(p).isfinite().all() for p in self.model.parameters())]
+        if any(sum_over_processes(bad, self.device)):
             raise DivergedError(f"weights are not finite at the end of epoch {self.epoch + 1}, step {self.step}")
-        if self.world_size > 1 and self.config.distribute_bn:
-            distribute_bn(self.model, self.world_size, reduce=True)
+        if self.world_size > 1 and (self.config.distribute_bn or is_sharded(self.model)):
+            distribute_bn(self.model, self.world_size, reduce=self.config.distribute_bn == "reduce")
         self.position = Position()
         loss_sum, count = sum_over_processes([update.loss_sum.item(), update.images], self.device)
         return loss_sum / max(count, 1), int(count)
@@ -287,11 +320,12 @@ class Trainer:
         self.step += 1
 
     def check_finite(self) -> None:
-        """DivergedError if the loss of a step of this epoch was not finite. It waits for the device."""
+        """DivergedError if the loss of a step of this epoch was not finite, in any process. It waits for the device."""
         bad = int(self.steps().bad_step)
-        if bad:
+        if any(sum_over_processes([bad > 0], self.device)):
+            at = f"step {bad}" if bad else f"a step up to {self.step}, in another process"
             raise DivergedError(
-                f"the loss is not finite at step {bad}, in epoch {self.epoch + 1}; the checkpoints of the last "
+                f"the loss is not finite at {at}, in epoch {self.epoch + 1}; the checkpoints of the last "
                 "good epoch are kept. A smaller optim.lr, or optim.clip_grad=1, may help"
             )
 
@@ -343,34 +377,30 @@ class Trainer:
         batches = self.loader(self.judges, self.stage, train=False)
         return evaluate(self.weights(), batches, self.device, at_once=self.config.batch_size // self.world_size)
 
-    def save(self, folder: Path, score: Score) -> None:
+    def save(self, folder: Path, weights: dict[str, Tensor], score: Score, best: bool) -> None:
         """Write last.safetensors, and best.safetensors if this epoch is the best of its stage."""
         kind = "ema" if self.ema else "model"
         meta = Meta(self.epoch, self.stage, score.accuracy, self.classes, kind, self.split)
-        weights = self.weights().state_dict()
-        if score.accuracy > self.best:
-            self.best = score.accuracy
+        if best:
             save_checkpoint(folder / "best.safetensors", weights, self.config, replace(meta, best=True))
         save_checkpoint(folder / "last.safetensors", weights, self.config, meta)
 
     def state(self) -> dict:
-        """What `restore` needs, as tensors and plain containers."""
+        """What `restore` needs, as tensors and plain containers; all processes must ask for it."""
         if self.position.steps:
             self.position.loss_sum = self.steps().loss_sum.item()
         progress = {"epoch": self.epoch, "step": self.step, "stage": self.stage, "best": self.best}
         progress |= {"position": asdict(self.position), "scaler": self.steps().scaler.state_dict()}
-        ema = self.ema.module.state_dict() if self.ema else None
-        weights = {"model": self.model.state_dict(), "ema": ema, "optimizer": self.optimizer.state_dict()}
+        model, *ema = (whole_weights(model) for model in self.models())
+        weights = {"model": model, "ema": ema[0] if ema else None}
+        weights["optimizer"] = whole_moments(self.model, self.optimizer)
         return {**progress, "classes": self.classes, **weights}
 
     def restore(self, state: dict) -> None:
         """Continue from the end of an epoch, or from within one; ValueError if the state is of other classes."""
         check_classes(state, self.classes)
-        self.enter(state["stage"])
-        load_weights(self.model, state["model"], STATE_FILE)
-        if self.ema:
-            load_weights(self.ema.module, state["ema"], STATE_FILE)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.enter(state["stage"], [state["model"]] + ([state["ema"]] if self.ema else []))
+        load_moments(self.model, self.optimizer, state["optimizer"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.position = Position(**state.get("position", {}))  # older versions saved at the end of an epoch alone
         if self.rank:  # the losses are those of the first process

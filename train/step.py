@@ -20,6 +20,7 @@ from s4nd.ops.precision import widest
 
 from .config import Config
 from .model import to_input
+from .sharding import is_sharded, whole
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -89,9 +90,9 @@ class Step:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if config.optim.clip_grad is not None:
-            self.grad_norm = nn.utils.clip_grad_norm_(parameters, config.optim.clip_grad)
+            self.grad_norm = whole(nn.utils.clip_grad_norm_(parameters, config.optim.clip_grad))
         elif with_norm:
-            self.grad_norm = nn.utils.get_total_norm([p.grad for p in parameters])
+            self.grad_norm = whole(nn.utils.get_total_norm([p.grad for p in parameters]))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
@@ -131,6 +132,8 @@ class Step:
 
     def _alone(self, alone: bool) -> contextlib.AbstractContextManager:
         """Gradients of a part that is not the last one are not exchanged."""
+        if is_sharded(self.model):
+            self.model.set_requires_gradient_sync(not alone)
         if alone and isinstance(self.forward, DistributedDataParallel):
             return self.forward.no_sync()
         return contextlib.nullcontext()

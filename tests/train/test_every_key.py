@@ -500,6 +500,19 @@ def test_accumulate(trainer):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * one.abs().max().item())
 
 
+def test_parallel(trainer, monkeypatch):
+    """Of two processes, the model and its averages are divided before the optimizer is made."""
+    seen = []
+    monkeypatch.setattr(engine, "shard", lambda model, *_: seen.append(model))
+    for value, count in (("ddp", 0), ("fsdp", 2)):
+        run = trainer(f"parallel={value}", "ema=0.5")
+        assert seen == []  # alone there is nothing to divide
+        run.world_size = 2
+        run.enter(0)
+        assert seen == run.models()[:count]
+        seen.clear()
+
+
 def test_accumulate_must_divide_the_batch(config):
     with pytest.raises(ValueError, match="batch_size=16 must be a multiple of 6"):
         Trainer(config("accumulate=3", "mixup=0.5"), CPU)

@@ -95,10 +95,11 @@ WHOLE = [
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does_with_the_same_global_batch(write_config, tmp_path):
+@pytest.mark.parametrize("options", [[], ["accumulate=2", "channels_last=true"], ["parallel=fsdp", "accumulate=2"]])
+def test_two_processes_train_what_one_does_with_the_same_global_batch(write_config, tmp_path, options):
     """S4ND with stages, averaging and mixup; float32 sums in another order are off by 1e-6 or so of a gradient."""
     path = write_config("s4nd_iso_tiny", d_state=4)
-    overrides = [*WHOLE, f"out={tmp_path / 'two'}"]
+    overrides = [*WHOLE, *options, f"out={tmp_path / 'two'}"]
     for (out, err), status in run_processes(2, path, overrides, [tmp_path, tmp_path]):
         assert status == 0, out + err
     train(load_config(path, [*WHOLE, f"out={tmp_path / 'one'}"]))
@@ -152,6 +153,25 @@ def test_processes_that_torchrun_did_not_start_are_refused(monkeypatch):
             assert join(torch.device("cpu")) == (torch.device("cpu"), 0, 1)
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert join(torch.device("cpu")).world_size == 1
+
+
+@pytest.mark.slow
+def test_divided_run_goes_on_bit_for_bit_from_a_state_of_whole_weights(write_config, tmp_path):
+    path, out = write_config("s4nd_iso_tiny", d_state=4), tmp_path / "run"
+    divided = [*WHOLE, "parallel=fsdp", "save_every_steps=2", "amp=fp16", f"out={out}"]
+    for (said, err), status in run_processes(2, path, divided, [tmp_path] * 2):
+        assert status == 0, said + err
+    _, once = weights(out)
+    (out / "previous.state").replace(out / "last.state")  # of step 8 of 9, within the last epoch
+    state, before = weights(out)
+    assert state["step"] == 8 and state["position"]["steps"] == 2
+    shapes = {name: p.shape for name, p in load_model(out / "last.safetensors")[0].named_parameters()}
+    assert {name: before[name].shape for name in shapes} == shapes
+    for (said, err), status in run_processes(2, path, [*divided, "resume=auto"], [tmp_path] * 2):
+        assert status == 0, said + err
+    _, again = weights(out)
+    assert all(torch.equal(once[key], again[key]) for key in once)
+    assert not all(torch.equal(once[key], before[key]) for key in once)
 
 
 # Refused before they begin
