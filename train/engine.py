@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.data import Mixup
 from timm.utils import ModelEmaV3, random_seed
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -29,11 +28,12 @@ from .data.names import difference
 from .device import choose_device
 from .evaluate import Score, evaluate
 from .initial import initialise
-from .logs import RunLog, summary_line
+from .logs import RunLog, opening, summary_line
 from .model import REFUSALS, build_model, check_runs, enter_stage, to_input
 from .optim import create_optimizer, create_schedule
 from .processes import from_first, join, leave, sum_over_processes
 from .state import STATE_FILE, carry_over, check_classes, find_state, save_state
+from .task import task_of
 
 
 class DivergedError(RuntimeError):
@@ -73,7 +73,9 @@ class Trainer:
     """A run in one process: the model, its averages and how far it has come.
 
     Attributes:
-        classes: their names, in the order of the model's answers.
+        classes: their names, in the order of the model's answers; of a multi-label task the attributes.
+        task: what is to be answered, as the training data say.
+        majority: the answer that needs no image, of the training data.
         epoch: epochs finished, over all stages.
         step: optimizer steps made, over all stages.
         best: the highest accuracy of the present stage, on `judges`.
@@ -105,19 +107,20 @@ class Trainer:
         odd = difference(self.classes, self.judges.classes, "the training data", "the test data")
         if odd:
             raise ValueError(f"training and test data must have the same classes: {odd}")
+        self.task = task_of(self.train_set.labels)
+        self.majority = self.task.majority(self.train_set.labels)
         random_seed(config.seed)
         self.model = build_model(config, len(self.classes)).to(device)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema is not None else None
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.criterion = self.task.criterion(label_smoothing=config.label_smoothing)
         alphas = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix}
-        classes = len(self.classes)
-        self.mixup = Mixup(**alphas, label_smoothing=0.0, num_classes=classes) if mixes else None  # criterion smooths
+        self.mixup = self.task.mixup(len(self.classes), **alphas) if mixes else None
         self.epoch = self.step = 0
         self.stage, self.best = -1, -1.0
 
     def initialise(self) -> None:
         """Begin with the weights that config.init names."""
-        done = from_first(lambda: initialise(self.model, self.config, self.classes))
+        done = from_first(lambda: initialise(self.model, self.config, self.classes, self.task.name))
         if done is None:
             return
         weights = from_first(lambda: {key: value.cpu() for key, value in self.model.state_dict().items()})
@@ -148,9 +151,10 @@ class Trainer:
         """Train the epochs that are left, and write into `folder`."""
         log = RunLog(folder, self.epoch) if self.rank == 0 else None
         sampling = self.config.data.sampling()
-        unit, protocol = ("images", {}) if sampling is None else ("clips", {"protocol": sampling.protocol()})
-        if log is not None and protocol:
-            print(protocol["protocol"], flush=True)
+        unit, about = ("images", {}) if sampling is None else ("clips", {"protocol": sampling.protocol()})
+        about |= self.task.about(self.majority, self.judges.labels)
+        if log is not None and about:
+            print(opening(about, self.task.metric, self.split), flush=True)
         for stage, epoch_of_stage in self.plan()[self.epoch :]:
             if stage != self.stage:
                 self.enter(stage)
@@ -162,7 +166,7 @@ class Trainer:
             record = {"epoch": self.epoch, "stage": stage, "size": self.config.stages[stage].size}
             record |= {"train_loss": loss, f"{self.split}_loss": score.loss, f"{self.split}_accuracy": score.accuracy}
             record |= {"lr": self.lr()}
-            record |= {"seconds": seconds, f"{unit}_per_second": images / seconds} | protocol
+            record |= {"seconds": seconds, f"{unit}_per_second": images / seconds} | about
             if log is not None:
                 self.save(folder, score)
                 log.write(record)
@@ -257,7 +261,7 @@ class Trainer:
             yield batch
 
     def train_step(self, images: Tensor, labels: Tensor) -> float:
-        """One update on uint8 images (B, 3, H, W), or clips (B, 3, T, H, W), and labels (B,); returns the loss."""
+        """One update on uint8 images (B, 3, H, W), or clips (B, 3, T, H, W), and labels; returns the loss."""
         images, labels = to_input(images, self.model, self.device), labels.to(self.device, non_blocking=True)
         if self.mixup:
             images, labels = self.mixup(images, labels)
@@ -291,12 +295,14 @@ class Trainer:
     def test(self) -> Score:
         """Score of `weights()` on `judges`, at the size of the stage."""
         batches = self.loader(self.judges, self.stage, train=False)
-        return evaluate(self.weights(), batches, self.device, at_once=self.config.batch_size // self.world_size)
+        at_once = self.config.batch_size // self.world_size
+        return evaluate(self.weights(), batches, self.device, at_once, self.task)
 
     def save(self, folder: Path, score: Score) -> None:
         """Write last.safetensors, and best.safetensors if this epoch is the best of its stage."""
         kind = "ema" if self.ema else "model"
         meta = Meta(self.epoch, self.stage, score.accuracy, self.classes, kind, self.split)
+        meta = replace(meta, task=self.task.name, majority=self.majority)
         weights = self.weights().state_dict()
         if score.accuracy > self.best:
             self.best = score.accuracy
@@ -308,11 +314,11 @@ class Trainer:
         progress = {"epoch": self.epoch, "step": self.step, "stage": self.stage, "best": self.best}
         ema = self.ema.module.state_dict() if self.ema else None
         weights = {"model": self.model.state_dict(), "ema": ema, "optimizer": self.optimizer.state_dict()}
-        return {**progress, "classes": self.classes, **weights}
+        return {**progress, "classes": self.classes, "task": self.task.name, **weights}
 
     def restore(self, state: dict) -> None:
-        """Continue from the end of an epoch; ValueError if it was of other classes."""
-        check_classes(state, self.classes)
+        """Continue from the end of an epoch; ValueError if it was of other classes or another task."""
+        check_classes(state, self.classes, self.task.name)
         self.enter(state["stage"])
         load_weights(self.model, state["model"], STATE_FILE)
         if self.ema:
