@@ -119,7 +119,7 @@ def task_of(labels: np.ndarray) -> Task:
 
 
 def agreement(majority: list[int], labels: np.ndarray) -> float:
-    """The metric of answering `majority` (K,) for every image, on labels (len, K)."""
+    """The metric of answering `majority` (K,) for every image, on labels (len, K), whether or not the images can be read."""
     return float((labels == np.array(majority)).mean())
 
 

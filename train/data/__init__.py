@@ -1,6 +1,7 @@
 """Data sets of images at their native size and of video files, and loaders that render them at any other size.
 
-build_dataset       a data set by name: photos (embedded), cifar10, cifar100, parquet, folder, csv, celeba; video, ...
+build_dataset       a data set by name: photos (embedded), cifar10, cifar100, parquet, folder, csv, celeba; video, hmdb51,
+                    ucf101
 split_off           a part of the training images for validation
 make_loader         batches of one epoch at one size; uint8, normalised later on the device
 Resized, Clips      the views behind it: rendering, flips and shifts of images; clips of videos

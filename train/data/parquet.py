@@ -39,10 +39,11 @@ class Parquet(ImageDataset):
         files, others = find_files(Path(root), split), find_other_files(Path(root), split)
         check_kinds([*files, *others])
         labels = [read_labels(file) for file in files]
-        self.files, self.offsets, self.labels = files, [0, *accumulate(map(len, labels))], np.concatenate(labels)
-        if not len(self.labels):
+        self.files, self.offsets = files, [0, *accumulate(map(len, labels))]
+        if not self.offsets[-1]:
             raise ValueError(f"{files[0]} holds no row")
         names = class_names([*files, *others])
+        self.labels = np.concatenate(labels)
         if names is None:  # one split may lack the last class
             labels += [read_labels(file) for file in others]
             names = [str(i) for i in range(1 + max(int(part.max()) for part in labels if len(part)))]
