@@ -333,6 +333,12 @@ def test_classifier_of_attributes_is_taken_by_name(trained, config, coloured, tm
     assert torch.equal(model.head.fc.weight, read_checkpoint(trained)[0]["head.fc.weight"][[2, 0, 1]])
 
 
+def test_run_begins_with_a_classifier_of_its_own_task(trained, config):
+    trainer = Trainer(config(f"init.weights={trained}", "seed=3"), CPU)
+    trainer.initialise()
+    assert torch.equal(trainer.model.head.fc.weight, read_checkpoint(trained)[0]["head.fc.weight"])
+
+
 def test_task_of_a_bare_file_must_be_one(trained, config, tmp_path):
     save_file(read_checkpoint(trained)[0], tmp_path / "plain.safetensors", {"task": "regression"})
     run = config(f"init.weights={tmp_path / 'plain.safetensors'}")
