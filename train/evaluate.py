@@ -40,7 +40,7 @@ def evaluate(
     """
     model.eval()
     criterion = task.criterion(reduction="sum")
-    totals = torch.zeros(4, dtype=widest(device), device=device)
+    totals = torch.zeros(3, dtype=widest(device), device=device)
     with frozen(model):
         for images, labels in batches:
             labels = labels.to(device, non_blocking=True)
@@ -50,9 +50,11 @@ def evaluate(
                 parts = [model(to_input(clips, model, device)).float() for clips in images.split(at_once)]
                 logits = task.over_clips(torch.cat(parts))
             right, loss = task.right(logits, labels).sum(), criterion(logits, labels)
-            counts = totals.new_tensor([labels.numel(), len(labels)])
-            totals += torch.cat([torch.stack([right.to(totals), loss.to(totals)]), counts])
-    right, loss, answers, count = sum_over_processes(totals, device)
+            answers = labels.numel() // len(labels)  # for each image
+            totals += torch.stack(
+                [right.to(totals) / answers, loss.to(totals) / answers, totals.new_tensor(len(labels))]
+            )
+    right, loss, count = sum_over_processes(totals, device)
     if not count:
         raise ValueError("there is no image to evaluate on")
-    return Score(right / answers, loss / answers, int(count))
+    return Score(right / count, loss / count, int(count))

@@ -118,7 +118,7 @@ def test_score_is_the_mean_over_images_and_attributes(coloured):
 
     data = build_dataset("csv", coloured, "test")
     score = evaluate(SeesRed(), make_loader(data, 12, 3, train=False), CPU, task=MULTI)
-    assert score.images == 8 and score.accuracy == (1 + 0.5 + 0.5) / 3
+    assert score.images == 8 and score.accuracy == pytest.approx((1 + 0.5 + 0.5) / 3, rel=1e-15)
     images = torch.stack([data[i][0] for i in range(8)])
     logits = SeesRed()(to_input(images, SeesRed(), CPU))
     expected = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(data.labels).float())
