@@ -5,7 +5,7 @@ model's own keys, so that timm reads them too: `timm.create_model(name, checkpoi
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .config import Config, config_from_dict, config_to_dict
 from .files import write_atomically
 from .model import build_model
+from .task import TASKS
 
 FORMAT_VERSION = 1
 # What torch.save writes, a zip file, and bare pickles of protocols 2 to 5.
@@ -28,11 +29,13 @@ class Meta:
 
     epoch: int  # epochs trained, over all stages
     stage: int  # index of the stage that the weights are from
-    accuracy: float  # on `split` at that stage's size, 0 to 1
-    classes: list[str]
+    accuracy: float  # the task's metric on `split` at that stage's size, 0 to 1
+    classes: list[str]  # of a multi-label task its attributes
     weights: str  # "model", or "ema" for averaged weights
     split: str = "test"  # or "validation": what the accuracy is of
     best: bool = False  # of its stage; chosen by the accuracy
+    task: str = "single-label"  # logits of a softmax; or "multi-label", each of a sigmoid
+    majority: list[int] = field(default_factory=list)  # of a multi-label task: see MultiLabel.majority
 
 
 META_TYPES = {
@@ -43,9 +46,16 @@ META_TYPES = {
     "weights": str,
     "split": str,
     "best": bool,
+    "task": str,
+    "majority": list,
 }
 SPLITS = ("test", "validation")
-META_SINCE = {"split": "test", "best": False}  # what older checkpoints do not say
+META_SINCE = {
+    "split": "test",
+    "best": False,
+    "task": "single-label",
+    "majority": [],
+}  # what older checkpoints do not say
 
 
 def save_checkpoint(path: Path, weights: dict[str, Tensor], config: Config, meta: Meta) -> None:
@@ -144,6 +154,11 @@ def _parse_metadata(metadata: dict[str, str], source: str) -> tuple[Config, Meta
         raise ValueError(f"{source}: stage {meta.stage} of a config with {len(config.stages)} stages")
     if not all(isinstance(name, str) for name in meta.classes):
         raise ValueError(f"{source}: classes must be names, got {meta.classes!r}")
+    if meta.task not in TASKS:
+        raise ValueError(f"{source}: the task must be {' or '.join(TASKS)}, got {meta.task!r}")
+    answers = len(meta.classes) if meta.task == "multi-label" else 0
+    if len(meta.majority) != answers or not all(value in (0, 1) for value in meta.majority):
+        raise ValueError(f"{source}: a {meta.task} majority must be {answers} values of 0 and 1, got {meta.majority!r}")
     return config, meta
 
 

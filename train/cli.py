@@ -27,6 +27,7 @@ from .engine import DivergedError, train
 from .export import INSTALL, export_model
 from .requests import Interrupted
 from .resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, require_matplotlib, table
+from .task import TASKS, Task, agreement, task_of
 from .watch import Top, watch
 
 USER_ERRORS = (ValueError, KeyError, OSError, ImportError, BackendError, DivergedError)
@@ -131,26 +132,50 @@ def _train(args: argparse.Namespace) -> None:
         best = folder / "best.safetensors"
         _, _, meta = read_checkpoint(best)
         of = "the test split, which chose it" if meta.split == "test" else "the validation part of the training images"
-        print(f"{best}: {100 * meta.accuracy:.1f} % of {of}, after epoch {meta.epoch}")
+        what = "" if meta.task == "single-label" else f"{TASKS[meta.task].metric} "
+        print(f"{best}: {what}{100 * meta.accuracy:.1f} % of {of}, after epoch {meta.epoch}")
 
 
 def _eval(args: argparse.Namespace) -> None:
     require_matplotlib()  # before the minutes of computing
     device = choose_device(args.device)
+    task = _task(args)
     curves: list[Curve] = []
+    majorities: dict[str, float] = {}
     try:
         for path, name in zip(args.checkpoints, _names(args), strict=True):
-            _curves(path, name, args, device, curves)
+            _curves(path, name, args, device, curves, majorities)
     finally:  # whatever goes wrong, what has been computed is not lost
         known = [curve for curve in curves if curve.accuracy]
         if known:
-            print(table(known))
-            print(f"plot: {plot(known, args.out or Path(args.checkpoints[0]).with_name('resolution.png'))}")
+            where = args.out or Path(args.checkpoints[0]).with_name("resolution.png")
+            constant = _majority_rows(majorities)
+            print(table(known, task.metric, constant))
+            print(f"plot: {plot(known, where, task.metric, constant)}")
             print(conclusion(known))
     refused = [f"{curve.name}: {reason}" for curve in curves for reason in curve.refused.values()]
     if refused and not known:
         raise ValueError("; ".join(refused))
     print("".join(f"{line}\n" for line in [*refused, *_chosen(args)]), end="")
+
+
+def _task(args: argparse.Namespace) -> Task:
+    """Of all checkpoints, whose figures stand in one table.
+
+    Raises:
+        ValueError: they have several.
+    """
+    tasks = {read_checkpoint(path)[2].task: path for path in args.checkpoints}
+    if len(tasks) > 1:
+        found = ", ".join(f"{path} is {name}" for name, path in tasks.items())
+        raise ValueError(f"accuracies of different tasks do not stand in one table: {found}")
+    return TASKS[next(iter(tasks))]
+
+
+def _majority_rows(majorities: dict[str, float]) -> dict[str, float]:
+    """Rows of the table for each checkpoint's majority; one for all where they agree."""
+    values = {*majorities.values()}
+    return {"majority": values.pop()} if len(values) == 1 else {f"{k}, majority": v for k, v in majorities.items()}
 
 
 def _chosen(args: argparse.Namespace) -> list[str]:
@@ -188,8 +213,18 @@ def _watch(args: argparse.Namespace) -> None:
     watch(args.checkpoint, args.video, show, args.every, args.top)
 
 
-def _curves(path: str, name: str, args: argparse.Namespace, device: torch.device, curves: list[Curve]) -> None:
-    """Append the curve of a checkpoint, or for videos one for each of args.frames, and fill it size by size."""
+def _curves(
+    path: str,
+    name: str,
+    args: argparse.Namespace,
+    device: torch.device,
+    curves: list[Curve],
+    majorities: dict[str, float],
+) -> None:
+    """Append the curve of a checkpoint, or for videos one for each of args.frames, and fill it size by size.
+
+    Of a multi-label checkpoint also enter what its majority is worth on the data, whatever the size.
+    """
     model, config, meta = load_model(path)
     data = config.data
     source = replace(data, name=args.data or data.name)
@@ -203,12 +238,17 @@ def _curves(path: str, name: str, args: argparse.Namespace, device: torch.device
     limit = data.test_limit if args.limit is None else args.limit
     lists = data.lists if source.name in LISTED_DATASETS else None
     dataset = build_dataset(source.name, root, "test", limit=limit, lists=lists, official_split=data.split)
+    if task_of(dataset.labels).name != meta.task:
+        raise ValueError(f"{path} is {meta.task}, and the data of {source.name} is {task_of(dataset.labels).name}")
+    order = list(range(len(meta.classes)))
     if list(dataset.classes) != meta.classes:
         order = order_by_name(dataset.classes, meta.classes)
         if order is None:
             odd = difference(meta.classes, dataset.classes, "the checkpoint", "the data")
             raise ValueError(f"{path} was trained on other classes than those of {source.name}: {odd}")
         model.register_forward_hook(lambda module, args, logits: logits[:, order])
+    if meta.majority:
+        majorities[name] = agreement([meta.majority[i] for i in order], dataset.labels)
     settings = {"batch_size": args.batch_size, "workers": args.workers, "device": device, "skip_bad": args.skip_bad}
     sizes, trained_size = sorted(set(args.sizes)), config.stages[meta.stage].size
     for frames in sorted(set(args.frames or [data.frames])):

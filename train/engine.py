@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from timm.data import Mixup
 from timm.utils import ModelEmaV3, distribute_bn, random_seed
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -28,7 +27,7 @@ from .data.names import difference
 from .device import choose_device
 from .evaluate import Score, evaluate
 from .initial import initialise
-from .logs import RunLog, memory_mib, summary_line
+from .logs import RunLog, memory_mib, opening, summary_line
 from .model import REFUSALS, build_model, check_runs, enter_stage, to_input
 from .optim import create_optimizer, create_schedule
 from .processes import from_first, join, leave, sum_over_processes
@@ -36,6 +35,7 @@ from .requests import STOP, Interrupted, Requests
 from .sharding import is_sharded, load_moments, own, shard, whole_moments, whole_weights
 from .state import STATE_FILE, Position, carry_over, check_classes, find_state, save_state
 from .step import Step
+from .task import task_of
 
 
 class DivergedError(RuntimeError):
@@ -75,7 +75,9 @@ class Trainer:
     """A run in one process: the model, its averages and how far it has come.
 
     Attributes:
-        classes: their names, in the order of the model's answers.
+        classes: their names, in the order of the model's answers; of a multi-label task the attributes.
+        task: what is to be answered, as the training data say.
+        majority: the answer that needs no image, of the training data.
         epoch: epochs finished, over all stages.
         step: optimizer steps made, over all stages.
         position: how far the epoch has come that is not finished.
@@ -109,25 +111,26 @@ class Trainer:
         odd = difference(self.classes, self.judges.classes, "the training data", "the test data")
         if odd:
             raise ValueError(f"training and test data must have the same classes: {odd}")
+        self.task = task_of(self.train_set.labels)
+        self.majority = self.task.majority(self.train_set.labels)
         random_seed(config.seed)
         self.layout = torch.channels_last if config.channels_last else torch.preserve_format
         self.model = build_model(config, len(self.classes)).to(device, memory_format=self.layout)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema is not None else None
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.criterion = self.task.criterion(label_smoothing=config.label_smoothing)
         alphas = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix}
-        classes = len(self.classes)
-        self.mixup = Mixup(**alphas, label_smoothing=0.0, num_classes=classes) if mixes else None  # criterion smooths
+        self.mixup = self.task.mixup(len(self.classes), **alphas) if mixes else None
         self.epoch = self.step = 0
         self.position = Position()
         self.stage, self.best = -1, -1.0
 
     def initialise(self) -> None:
         """Begin with the weights that config.init names."""
-        done = from_first(lambda: initialise(self.model, self.config, self.classes))
+        done = from_first(lambda: initialise(self.model, self.config, self.classes, self.task.name))
         if done is None:
             return
         weights = from_first(lambda: {key: value.cpu() for key, value in self.model.state_dict().items()})
-        for model in self.models():
+        for model in self.models():  # averages begin with what they average
             model.load_state_dict(weights)
         if self.rank == 0:
             print(done, flush=True)
@@ -158,9 +161,10 @@ class Trainer:
         """
         log = RunLog(folder, self.epoch, self.step) if self.rank == 0 else None
         sampling = self.config.data.sampling()
-        unit, protocol = ("images", {}) if sampling is None else ("clips", {"protocol": sampling.protocol()})
-        if log is not None and protocol:
-            print(protocol["protocol"], flush=True)
+        unit, about = ("images", {}) if sampling is None else ("clips", {"protocol": sampling.protocol()})
+        about |= self.task.about(self.majority, self.judges.labels)
+        if log is not None and about:
+            print(opening(about, self.task.metric, self.split), flush=True)
         with Requests(self.config.save_every_minutes) as requests:
             for stage, epoch_of_stage in self.plan()[self.epoch :]:
                 if stage != self.stage:
@@ -177,7 +181,7 @@ class Trainer:
                     f"{self.split}_accuracy": score.accuracy,
                 }
                 record |= {"lr": self.lr(), "seconds": seconds}
-                record |= {f"{unit}_per_second": (images - images_before) / seconds} | protocol
+                record |= {f"{unit}_per_second": (images - images_before) / seconds} | about
                 weights, best = whole_weights(self.weights()), score.accuracy > self.best
                 self.best = max(self.best, score.accuracy)
                 state = self.state()
@@ -240,7 +244,7 @@ class Trainer:
             weights: of `models()`, to go on with.
         """
         self.gather()
-        for model in self.models():
+        for model in self.models():  # all follow the stage
             enter_stage(model, self.config, stage)
         if weights is not None:
             for model, state in zip(self.models(), weights, strict=True):
@@ -375,12 +379,14 @@ class Trainer:
     def test(self) -> Score:
         """Score of `weights()` on `judges`, at the size of the stage."""
         batches = self.loader(self.judges, self.stage, train=False)
-        return evaluate(self.weights(), batches, self.device, at_once=self.config.batch_size // self.world_size)
+        at_once = self.config.batch_size // self.world_size
+        return evaluate(self.weights(), batches, self.device, at_once, self.task)
 
     def save(self, folder: Path, weights: dict[str, Tensor], score: Score, best: bool) -> None:
         """Write last.safetensors, and best.safetensors if this epoch is the best of its stage."""
         kind = "ema" if self.ema else "model"
         meta = Meta(self.epoch, self.stage, score.accuracy, self.classes, kind, self.split)
+        meta = replace(meta, task=self.task.name, majority=self.majority)
         if best:
             save_checkpoint(folder / "best.safetensors", weights, self.config, replace(meta, best=True))
         save_checkpoint(folder / "last.safetensors", weights, self.config, meta)
@@ -394,11 +400,11 @@ class Trainer:
         model, *ema = (whole_weights(model) for model in self.models())
         weights = {"model": model, "ema": ema[0] if ema else None}
         weights["optimizer"] = whole_moments(self.model, self.optimizer)
-        return {**progress, "classes": self.classes, **weights}
+        return {**progress, "classes": self.classes, "task": self.task.name, **weights}
 
     def restore(self, state: dict) -> None:
-        """Continue from the end of an epoch, or from within one; ValueError if the state is of other classes."""
-        check_classes(state, self.classes)
+        """Continue from the end of an epoch, or from within one; ValueError if it is of other classes or another task."""
+        check_classes(state, self.classes, self.task.name)
         self.enter(state["stage"], [state["model"]] + ([state["ema"]] if self.ema else []))
         load_moments(self.model, self.optimizer, state["optimizer"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]

@@ -1,11 +1,9 @@
 """Accuracy and loss of a model over a loader, summed over the processes of a distributed run."""
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s4nd import frozen
@@ -13,10 +11,11 @@ from s4nd.ops.precision import widest
 
 from .model import to_input
 from .processes import sum_over_processes
+from .task import TASKS, Task
 
 
 class Score(NamedTuple):
-    """Means over all images or videos: accuracy (top-1, 0 to 1), loss (cross entropy in nats), and their number."""
+    """The task's metric (0 to 1) and loss (nats), means over all images or videos, and the number of these."""
 
     accuracy: float
     loss: float
@@ -25,17 +24,22 @@ class Score(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, at_once: int = 128
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    at_once: int = 128,
+    task: Task = TASKS["single-label"],
 ) -> Score:
-    """Score a model on batches of uint8 images (B, 3, H, W) and labels (B,). Leaves the model in eval mode.
+    """Score a model on batches of uint8 images (B, 3, H, W) and labels of the task. Leaves the model in eval mode.
 
     Or on all clips (K, 3, T, H, W) of one video and its label (1,): the video's probabilities are the means over its clips,
     of which the model sees `at_once` at a time.
 
     Raises:
-        ValueError: there was no image.
+        ValueError: there was no image, or the labels are of another task.
     """
     model.eval()
+    criterion = task.criterion(reduction="sum")
     totals = torch.zeros(3, dtype=widest(device), device=device)
     with frozen(model):
         for images, labels in batches:
@@ -44,13 +48,13 @@ def evaluate(
                 logits = model(to_input(images, model, device)).float()
             else:
                 parts = [model(to_input(clips, model, device)).float() for clips in images.split(at_once)]
-                logits = torch.cat(parts).log_softmax(-1).logsumexp(0, keepdim=True) - math.log(
-                    len(images)
-                )  # their mean
-            correct = (logits.argmax(-1) == labels).sum()
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            totals += torch.stack([correct.to(totals), loss.to(totals), totals.new_tensor(len(labels))])
-    correct, loss, count = sum_over_processes(totals, device)
+                logits = task.over_clips(torch.cat(parts))
+            right, loss = task.right(logits, labels).sum(), criterion(logits, labels)
+            answers = labels.numel() // len(labels)  # for each image
+            totals += torch.stack(
+                [right.to(totals) / answers, loss.to(totals) / answers, totals.new_tensor(len(labels))]
+            )
+    right, loss, count = sum_over_processes(totals, device)
     if not count:
         raise ValueError("there is no image to evaluate on")
-    return Score(correct / count, loss / count, int(count))
+    return Score(right / count, loss / count, int(count))

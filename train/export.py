@@ -1,7 +1,8 @@
 """A trained model at one size of images or clips as a file that runs without this library: ONNX, or torch.export's .pt2.
 
 Every S4ND layer becomes plain convolutions (s4nd/nn/plan.py); the batch stays free. The file holds, as metadata, what a
-caller must know to use it: the names of the classes, the size, mean and std of the input, and how a clip is made.
+caller must know to use it: whether the logits are of a softmax (task: single-label) or each of a sigmoid (multi-label), the
+names of the classes, the size, mean and std of the input, and how a clip is made.
 """
 
 import json
@@ -69,6 +70,7 @@ def export_model(
     mean, std = normalisation(model)
     about = {
         "model": config.model.name,
+        "task": meta.task,
         "classes": meta.classes,
         "size": [height, width],
         "mean": mean,

@@ -14,13 +14,15 @@ from s4nd.models import inflate
 from .checkpoint import load_model, load_weights, read_tensors
 from .config import Config
 from .data.names import difference, order_by_name
+from .task import TASKS
 
 
-def initialise(model: nn.Module, config: Config, classes: Sequence[str]) -> str | None:
+def initialise(model: nn.Module, config: Config, classes: Sequence[str], task: str = "single-label") -> str | None:
     """Fill a fresh model as config.init says; what was done, for the log, or None if it says nothing.
 
     Args:
         classes: names of the model's classes.
+        task: name of what it is to learn, a key of TASKS: the classifier of another one means something else.
 
     Raises:
         FileNotFoundError: no such file.
@@ -30,18 +32,18 @@ def initialise(model: nn.Module, config: Config, classes: Sequence[str]) -> str 
         path = getattr(config.init, key)
         if path is not None:
             try:
-                return f"init.{key}={path}: {fill(model, path, config, classes)}"
+                return f"init.{key}={path}: {fill(model, path, config, classes, task)}"
             except ValueError as error:
                 raise ValueError(f"init.{key}={path}: {error}") from None
     return None
 
 
-def _inflate(model: nn.Module, path: str, config: Config, classes: Sequence[str]) -> str:
-    weights, found = _source(path)
+def _inflate(model: nn.Module, path: str, config: Config, classes: Sequence[str], wanted_task: str) -> str:
+    weights, found, task = _source(path)
     drawn = {key: value.clone() for key, value in model.state_dict().items() if _of_classifier(key, model)}
     report = inflate(weights, model)
     taken = [key for key in report.copied if key in drawn]
-    order, note = _rows(found, classes)
+    order, note = _rows(found, task, classes, wanted_task)
     if order is None:
         report = report._replace(
             copied=[key for key in report.copied if key not in taken], initial=[*report.initial, *taken]
@@ -52,8 +54,8 @@ def _inflate(model: nn.Module, path: str, config: Config, classes: Sequence[str]
     return f"{report}{note}"
 
 
-def _load(model: nn.Module, path: str, config: Config, classes: Sequence[str]) -> str:
-    (source, found), frames = _source(path), {}
+def _load(model: nn.Module, path: str, config: Config, classes: Sequence[str], wanted_task: str) -> str:
+    (source, found, task), frames = _source(path), {}
     if hasattr(model, "num_frames"):
         frames["num_frames"] = model.num_frames
     if isinstance(source, nn.Module):
@@ -66,7 +68,7 @@ def _load(model: nn.Module, path: str, config: Config, classes: Sequence[str]) -
         for key, value in own.items()
         if _of_classifier(key, model) and key in source and source[key].shape[1:] == value.shape[1:]
     ]
-    order, note = _rows(found, classes)
+    order, note = _rows(found, task, classes, wanted_task)
     rows = {key: own[key] if order is None else _in_order(source[key], order) for key in taken}
     load_weights(model, {**source, **rows}, Path(path).name)
     if hasattr(model, "set_input_size"):  # bare weights say themselves what they were trained on
@@ -75,10 +77,12 @@ def _load(model: nn.Module, path: str, config: Config, classes: Sequence[str]) -
     return f"{len(own) - len(left)} tensors{note}" + (f": {', '.join(left)}" if left else "")
 
 
-def _rows(found: list[str] | None, wanted: Sequence[str]) -> tuple[list[int] | None, str]:
+def _rows(found: list[str] | None, task: str, wanted: Sequence[str], wanted_task: str) -> tuple[list[int] | None, str]:
     """Which rows of a classifier of the classes `found` are those of `wanted`, None for none; and a note for the report."""
     if found is None:
         return None, "; the file does not name its classes; classifier as drawn"
+    if task != wanted_task:
+        return None, f"; the file is {task} and the data is {wanted_task}; classifier as drawn"
     order = order_by_name(wanted, found)
     if order is None:
         odd = difference(found, wanted, "the file", "the data")
@@ -96,18 +100,22 @@ def _of_classifier(key: str, model: nn.Module) -> bool:
     return any(key.startswith(f"{part}.") for part in ([parts] if isinstance(parts, str) else parts))
 
 
-def _source(path: str) -> tuple[nn.Module | dict[str, Tensor], list[str] | None]:
-    """The model of a checkpoint of `s4nd train`, or the state dict of another safetensors file; and its classes if it says."""
+def _source(path: str) -> tuple[nn.Module | dict[str, Tensor], list[str] | None, str]:
+    """The model of a checkpoint of `s4nd train`, or the state dict of another safetensors file; its classes if it says, and
+    its task, which is single-label unless it says otherwise."""
     tensors, metadata = read_tensors(path)
     if "config" in metadata:
         model, _, meta = load_model(path)
-        return model, meta.classes
+        return model, meta.classes, meta.task
+    task = metadata.get("task", "single-label")
+    if task not in TASKS:
+        raise ValueError(f"the metadata's task must be {' or '.join(TASKS)}, got {task[:80]!r}")
     if "classes" not in metadata:
-        return tensors, None
+        return tensors, None, task
     try:
         classes = json.loads(metadata["classes"])
     except json.JSONDecodeError:
         classes = None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"the metadata's classes must be a JSON list of names, got {metadata['classes'][:80]!r}")
-    return tensors, classes
+    return tensors, classes, task

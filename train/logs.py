@@ -60,13 +60,28 @@ def memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def opening(about: dict, metric: str, split: str) -> str:
+    """What is said before the first epoch: how clips are scored, and what the accuracy of a multi-label task is.
+
+    Args:
+        about: what every record holds beside the numbers of its epoch.
+        metric, split: what the accuracy is, and of which images.
+    """
+    lines = [about["protocol"]] if "protocol" in about else []
+    if "majority" in about:
+        without = f"the more frequent value of each in the training data gives {100 * about['majority']:.1f} %"
+        lines.append(f"{about['task']}: {metric}; {without} of the {split} images")
+    return "\n".join(lines)
+
+
 def summary_line(record: dict, epochs: int) -> str:
     """One epoch's record for people."""
     unit = "clips" if "clips_per_second" in record else "images"
     split = "validation" if "validation_accuracy" in record else "test"
+    beside = f" (majority {100 * record['majority']:.1f} %)" if "majority" in record else ""
     return (
         f"epoch {record['epoch']}/{epochs}  {record['size']} px  loss {record['train_loss']:.3f}  "
-        f"{split} {100 * record[f'{split}_accuracy']:.1f} %  lr {record['lr']:.2g}  {record['seconds']:.1f} s  "
+        f"{split} {100 * record[f'{split}_accuracy']:.1f} %{beside}  lr {record['lr']:.2g}  {record['seconds']:.1f} s  "
         f"{record[f'{unit}_per_second']:.0f} {unit}/s"
     )
 

@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 from .data import ClipSampling, make_loader
 from .evaluate import evaluate
 from .model import check_runs, to_input
+from .task import task_of
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,12 @@ class Curve:
     """Accuracy (0 to 1) of one checkpoint per size (pixels per side), and why it has none at a size."""
 
     name: str
-    trained_size: int
+    trained_size: int | None  # None: the size is of no matter
     accuracy: Mapping[int, float]
     refused: Mapping[int, str] = field(default_factory=dict)
+
+
+NONE: Mapping[str, float] = {}
 
 
 class SizeRefused(ValueError):
@@ -39,7 +43,7 @@ def evaluate_sizes(
     sampling: ClipSampling | None = None,
     control: int | None = None,
 ) -> dict[int, float]:
-    """Accuracy of a model on a data set rendered at each size.
+    """Accuracy of a model on a data set rendered at each size: the metric of the data's task.
 
     Args:
         model: takes (B, 3, size, size) of any size, or (B, 3, frames, size, size); moved to `device`, left in eval mode.
@@ -85,7 +89,7 @@ def evaluate_sizes(
         )
         if control is not None:
             batches = ((_resize(images, control), labels) for images, labels in batches)
-        accuracy[size] = evaluate(model, batches, device, at_once=batch_size).accuracy
+        accuracy[size] = evaluate(model, batches, device, batch_size, task_of(dataset.labels)).accuracy
     return accuracy
 
 
@@ -93,9 +97,15 @@ def _resize(images: Tensor, size: int) -> Tensor:
     return TF.resize(images, [size, size], TF.InterpolationMode.BILINEAR, antialias=True)
 
 
-def table(curves: Sequence[Curve]) -> str:
-    """Accuracies in percent, a row per checkpoint; the size it was trained at carries a star."""
+def table(curves: Sequence[Curve], metric: str = "accuracy", constant: Mapping[str, float] = NONE) -> str:
+    """Accuracies in percent, a row per checkpoint; the size it was trained at carries a star.
+
+    Args:
+        metric: what they are called.
+        constant: rows of answers that no size changes, the name of each and its accuracy.
+    """
     sizes = sorted({size for curve in curves for size in curve.accuracy})
+    curves = [*curves, *(Curve(name, None, dict.fromkeys(sizes, value)) for name, value in constant.items())]
     width = max(len("size"), *(len(curve.name) for curve in curves))
     lines = [f"{'size':<{width}}" + "".join(f"{size:>8} " for size in sizes)]
     for curve in curves:
@@ -106,7 +116,7 @@ def table(curves: Sequence[Curve]) -> str:
             for size in sizes
         ]
         lines.append(f"{curve.name:<{width}}" + "".join(cells))
-    return "\n".join(line.rstrip() for line in [*lines, "accuracy in %, * trained at this size"])
+    return "\n".join(line.rstrip() for line in [*lines, f"{metric} in %, * trained at this size"])
 
 
 def conclusion(curves: Sequence[Curve]) -> str:
@@ -140,8 +150,13 @@ def _shorten(label: str, longest: int = 48) -> str:
     return label if len(label) <= longest else "..." + label[3 - longest :]
 
 
-def plot(curves: Sequence[Curve], path: str | Path) -> Path:
-    """Write a PNG of accuracy against resolution, the trained size of each checkpoint marked; returns its path."""
+def plot(
+    curves: Sequence[Curve], path: str | Path, metric: str = "accuracy", constant: Mapping[str, float] = NONE
+) -> Path:
+    """Write a PNG of accuracy against resolution, the trained size of each checkpoint marked; returns its path.
+
+    `metric` and `constant` are those of `table`.
+    """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"the plot must be a .png file, got {path}")
@@ -156,8 +171,10 @@ def plot(curves: Sequence[Curve], path: str | Path) -> Path:
         if curve.trained_size in curve.accuracy:
             home = 100 * curve.accuracy[curve.trained_size]
             axes.plot([curve.trained_size], [home], "*", color=color, markersize=16, markeredgecolor="white")
+    for name, value in constant.items():
+        axes.axhline(100 * value, color="0.4", linestyle="--", linewidth=1, label=_shorten(name))
     axes.plot([], [], "*", color="0.4", markersize=12, linestyle="none", label="trained at this size")
-    axes.set(xlabel="resolution (pixels per side)", ylabel="test accuracy (%)", ylim=(0, 100))
+    axes.set(xlabel="resolution (pixels per side)", ylabel=f"test {metric} (%)", ylim=(0, 100))
     axes.set_xticks(sizes)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

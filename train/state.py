@@ -91,13 +91,16 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_classes(state: dict[str, Any], classes: Sequence[str]) -> None:
-    """The data must have the classes of the run, by name and in its order. An older run did not keep them: a warning.
+def check_classes(state: dict[str, Any], classes: Sequence[str], task: str) -> None:
+    """The data must have the task and the classes of the run, by name and in its order. An older run kept neither: its task
+    was single-label, and its classes are a warning.
 
     Raises:
         ValueError: it has not; says what differs.
     """
-    kept = state.get("classes")
+    kept, kept_task = state.get("classes"), state.get("task", "single-label")
+    if kept_task != task:
+        raise ValueError(f"the run to resume is {kept_task}, and the data is {task}")
     if kept is None:
         logger.warning(
             "the run to resume is of an older version, which did not keep the names of its classes; whether they are those of "

@@ -39,13 +39,16 @@ def watch(
 
     Raises:
         FileNotFoundError: no such checkpoint or video.
-        ValueError: as `load_model` and `stream`; a model of images or one trained with data.motion, or numbers below 1.
+        ValueError: as `load_model` and `stream`; a model of images, of a multi-label task or trained with
+            data.motion, or numbers below 1.
         BadVideo: it cannot be read, does not say when its frames are shown, or is too short or too long. If it is damaged
             further on, answers up to there have been shown.
     """
     if min(every, top) < 1:
         raise ValueError(f"every and top must be at least 1, got {every} and {top}")
     model, config, meta = load_model(checkpoint)
+    if meta.task != "single-label":
+        raise ValueError(f"watch shows the likeliest of several classes, and {checkpoint} is {meta.task}")
     run, sampling = stream(model), config.data.sampling()
     if sampling is None:
         raise ValueError(

@@ -34,6 +34,27 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory) -> Path:
+    """train.csv and test.csv of 12 x 12 images with the attributes red, green and blue, each seen in its channel.
+
+    In training 18, 12 and 3 of 24 have them; in testing image i of 8 has those that the bits of i say.
+    """
+    root = tmp_path_factory.mktemp("coloured")
+    (root / "images").mkdir()
+    rng = np.random.default_rng(0)
+    trained = np.stack([rng.permutation(24) < count for count in (18, 12, 3)], axis=1)
+    tested = np.array([[i >> bit & 1 for bit in range(3)] for i in range(8)])
+    for split, labels in (("train", trained), ("test", tested)):
+        lines = ["file,red,green,blue"]
+        for i, row in enumerate(labels.astype(int)):
+            noisy = 60 + 120 * row + rng.normal(0, 20, (12, 12, 3))
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{split}-{i}.png")
+            lines.append(f"images/{split}-{i}.png," + ",".join(map(str, row)))
+        (root / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
 CONFIG = """
 data: {{name: folder, root: {root}}}
 model: {{name: {model}, args: {{embed_dim: 8, depth: 2{args}}}}}

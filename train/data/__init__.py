@@ -1,6 +1,7 @@
 """Data sets of images at their native size and of video files, and loaders that render them at any other size.
 
-build_dataset       a data set by name: photos (embedded), cifar10, cifar100, parquet, folder; video, hmdb51, ucf101
+build_dataset       a data set by name: photos (embedded), cifar10, cifar100, parquet, folder, csv, celeba; video, hmdb51,
+                    ucf101
 split_off           a part of the training images for validation
 make_loader         batches of one epoch at one size; uint8, normalised later on the device
 Resized, Clips      the views behind it: rendering, flips and shifts of images; clips of videos
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+from .attributes import CsvList
+from .celeba import Celeba
 from .cifar import Cifar
 from .clips import Clips, ClipSampling
 from .dataset import BalancedPart, Cached, ImageDataset, split_off
@@ -53,6 +56,8 @@ DATASETS: dict[str, Callable[[str | Path, str], ImageDataset | VideoDataset]] = 
     "cifar100": lambda root, split: Cifar("cifar100", root, split),
     "parquet": Parquet,
     "folder": Folder,
+    "csv": CsvList,
+    "celeba": Celeba,
     "video": VideoFolder,
 }
 LISTED_DATASETS: dict[str, Callable[[str | Path, str, str | Path, int], VideoDataset]] = {
@@ -106,4 +111,4 @@ def build_dataset(
     )
     if limit is not None:
         dataset = BalancedPart(dataset, limit)
-    return Cached(dataset) if name in ("parquet", "folder") else dataset
+    return Cached(dataset) if name in ("parquet", "folder", "csv", "celeba") else dataset

@@ -12,8 +12,9 @@ class ImageDataset(Dataset):
     An image that cannot be read raises `BadImage`, and only that.
 
     Attributes:
-        classes: names of the classes; a label is an index into them.
-        labels: (len(dataset),) int64, known without decoding an image.
+        classes: names of the classes, a label being an index into them; or of attributes that an image has or has not.
+        labels: known without decoding an image: (len(dataset),) int64; or (len(dataset), len(classes)) uint8 of 0 and 1, which
+            makes the task multi-label (see train/task.py).
     """
 
     classes: list[str]
@@ -22,15 +23,27 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | np.ndarray]:
         raise NotImplementedError
+
+    def label(self, index: int) -> int | np.ndarray:
+        """Of one image: a number, or (len(classes),) uint8."""
+        label = self.labels[index]
+        return label if label.ndim else int(label)
+
+
+def strata(labels: np.ndarray) -> np.ndarray:
+    """(len,) what is to be balanced: the classes; of attributes nothing, as there may be more combinations than images."""
+    return labels if labels.ndim == 1 else np.zeros(len(labels), dtype=np.int64)
 
 
 def balanced_order(labels: np.ndarray) -> np.ndarray:
     """Indices in an order of which every beginning holds equally many of each class, as far as they reach.
 
     A fixed shuffle, then the first of every class, then the second of every class, and so on. It depends on `labels` alone.
+    Of attributes it is the shuffle.
     """
+    labels = strata(labels)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).numpy()
     turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before it in the shuffle
     for label in np.unique(labels):
@@ -46,7 +59,7 @@ class Part(ImageDataset):
         self.dataset, self.indices = dataset, indices
         self.classes, self.labels = dataset.classes, dataset.labels[indices]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | np.ndarray]:
         return self.dataset[int(self.indices[index])]
 
 
@@ -60,17 +73,18 @@ class BalancedPart(Part):
 
 
 def split_off(dataset: ImageDataset, fraction: float) -> tuple[Part, Part]:
-    """A data set without, and only, this fraction of each class (rounded), which is always the same.
+    """A data set without, and only, this fraction of each class (rounded), or of all images with attributes; always the same.
 
     Raises:
         ValueError: one of the two would be without images.
     """
-    order = balanced_order(dataset.labels)
+    labels = strata(dataset.labels)
+    order = balanced_order(labels)
     number = np.empty(len(order), dtype=np.int64)  # among its class, in that order
-    for label in np.unique(dataset.labels):
-        mine = dataset.labels[order] == label
+    for label in np.unique(labels):
+        mine = labels[order] == label
         number[mine] = np.arange(mine.sum())
-    counts = np.bincount(dataset.labels, minlength=1)[dataset.labels[order]]
+    counts = np.bincount(labels, minlength=1)[labels[order]]
     aside = number < np.round(fraction * counts)
     if aside.all() or not aside.any():
         raise ValueError(f"a fraction of {fraction:g} of {len(order)} images leaves {aside.sum()} and {(~aside).sum()}")
@@ -90,9 +104,9 @@ class Cached(ImageDataset):
         self.images: Tensor | None = None  # (len, H, W, 3) uint8
         self.kept = np.zeros(len(dataset), dtype=bool)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | np.ndarray]:
         if self.kept[index]:
-            return self.images[index].permute(2, 0, 1), int(self.labels[index])
+            return self.images[index].permute(2, 0, 1), self.label(index)
         image, label = self.dataset[index]
         if self.images is None:
             fits = len(self) * image.numel() <= self.max_bytes

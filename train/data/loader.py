@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -19,7 +20,8 @@ _reported: set[str] = set()  # a damaged image turns up in every epoch, each of 
 
 
 class ImageLoader(DataLoader):
-    """Batches (images (B, 3, size, size) uint8, labels (B,) int64), without those images that cannot be read.
+    """Batches (images (B, 3, size, size) uint8, labels (B,) or, of attributes, (B, K) int64), without those images that cannot
+    be read.
 
     Of videos: clips (B, 3, T, size, size) for training; for testing all clips (K, 3, T, size, size) of a video, label (1,).
     They are reported by the process that iterates, not by its workers: once, as a warning of the logger "s4nd"; with
@@ -57,11 +59,11 @@ def report(error: BadImage) -> None:
 
 
 def collate(items: Sequence[tuple[Tensor, int] | BadImage]) -> tuple[Tensor, Tensor, list[BadImage]]:
-    """The images (B, 3, size, size) and labels (B,) of those items that were read, and the errors of the others."""
+    """The images (B, 3, size, size) and labels (B,) or (B, K) of those items that were read, and the errors of the others."""
     bad = [item for item in items if isinstance(item, BadImage)]
     good = [item for item in items if not isinstance(item, BadImage)]
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0, dtype=torch.uint8)
-    return images, torch.tensor([label for _, label in good], dtype=torch.int64), bad
+    return images, torch.from_numpy(np.array([label for _, label in good], dtype=np.int64)), bad
 
 
 def collate_clips(items: Sequence[tuple[Tensor, int] | BadVideo]) -> tuple[Tensor, Tensor, list[BadVideo]]:

@@ -1,4 +1,5 @@
-"""Parquet files in the Hugging Face image layout: an image column (struct of bytes and path), and an integer label."""
+"""Parquet files in the Hugging Face image layout: an image column (struct of bytes and path), and an integer label or
+boolean columns, each an attribute of the image, as CelebA has them on the Hub."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ class Parquet(ImageDataset):
     """One split: ROOT/train*.parquet, ROOT/test*.parquet (or validation*), or the same in ROOT/data/.
 
     The encoded images stay in memory as Arrow arrays, about the size of the files, and are decoded when asked for; forked
-    workers share them. The names of the classes come from the metadata of the files, else they are the numbers.
+    workers share them. The names of the classes come from the metadata of the files, else they are the numbers. Where there
+    is no label, all boolean columns are attributes, in their order, which must be the same in every file; columns of other
+    types are left alone.
 
     Raises:
         FileNotFoundError: no such files.
@@ -34,29 +37,31 @@ class Parquet(ImageDataset):
 
     def __init__(self, root: str | Path, split: str):
         files, others = find_files(Path(root), split), find_other_files(Path(root), split)
+        check_kinds([*files, *others])
         labels = [read_labels(file) for file in files]
-        self.files, self.offsets, self.labels = files, [0, *accumulate(map(len, labels))], np.concatenate(labels)
-        if not len(self.labels):
+        self.files, self.offsets = files, [0, *accumulate(map(len, labels))]
+        if not self.offsets[-1]:
             raise ValueError(f"{files[0]} holds no row")
         names = class_names([*files, *others])
+        self.labels = np.concatenate(labels)
         if names is None:  # one split may lack the last class
             labels += [read_labels(file) for file in others]
             names = [str(i) for i in range(1 + max(int(part.max()) for part in labels if len(part)))]
         self.classes = names
         for file, part in zip(files, labels, strict=False):
-            if len(part) and not 0 <= part.min() <= part.max() < len(names):
+            if part.ndim == 1 and len(part) and not 0 <= part.min() <= part.max() < len(names):
                 needed = f"0 to {len(names) - 1}" if names else "at least 0"
                 raise ValueError(f"labels in {file} must be {needed}, got {part.min()} to {part.max()}")
         self.encoded = _chunks([read_field(file, "bytes") for file in files])
         self.paths = _chunks([read_field(file, "path") for file in files])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | np.ndarray]:
         index = int(index)
         data = self.encoded[index].as_py()
         if data is None:
             raise BadImage(self._where(index), "the row has no bytes")
         try:
-            return decode(data, ""), int(self.labels[index])
+            return decode(data, ""), self.label(index)
         except BadImage as error:
             raise BadImage(self._where(index), error.reason) from error
 
@@ -92,10 +97,13 @@ def find_other_files(root: Path, split: str) -> list[Path]:
 
 
 class Layout(NamedTuple):
-    """What a file calls its columns, and the names of its classes: those that the `datasets` library writes, or None."""
+    """What a file calls its columns, and the names of its classes: those that the `datasets` library writes, or None.
+
+    Without a label they are the boolean columns.
+    """
 
     image: str
-    label: str
+    label: str | None
     classes: list[str] | None
 
 
@@ -111,16 +119,20 @@ def read_layout(file: Path) -> Layout:
     import pyarrow as pa
 
     image, label = (next((name for name in known if name in schema.names), None) for known in (IMAGE, LABEL))
+    attributes = [field.name for field in schema if pa.types.is_boolean(field.type)]
+    if len({*schema.names}) < len(schema.names):
+        raise ValueError(f"{file} has columns of the same name: {', '.join(schema.names)[:80]}")
     if not (
         image
-        and label
         and pa.types.is_struct(schema.field(image).type)
         and schema.field(image).type.get_field_index("bytes") >= 0
-        and pa.types.is_integer(schema.field(label).type)
+        and (pa.types.is_integer(schema.field(label).type) if label else attributes)
     ):
         found = ", ".join(f"{field.name}: {field.type}" for field in schema)
         columns = f"{' or '.join(IMAGE)} (struct of bytes and path) and {' or '.join(LABEL)} (an integer)"
-        raise ValueError(f"{file} must have the columns {columns}; found {found}")
+        raise ValueError(f"{file} must have the columns {columns} or boolean ones, the attributes; found {found}")
+    if not label:
+        return Layout(image, None, attributes)
     try:
         names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
     except (TypeError, KeyError, ValueError):
@@ -128,6 +140,13 @@ def read_layout(file: Path) -> Layout:
     if not isinstance(names, list | None) or not all(isinstance(name, str) for name in names or []):
         raise ValueError(f"{file}: the classes in its metadata must be a list of names, got {str(names)[:80]}")
     return Layout(image, label, names)
+
+
+def check_kinds(files: list[Path]) -> None:
+    """ValueError names two files, if some have labels and others attributes."""
+    labelled = {read_layout(file).label is not None: file for file in files}
+    if len(labelled) > 1:
+        raise ValueError(f"{labelled[True]} has labels and {labelled[False]} attributes: all files must have the same")
 
 
 def class_names(files: list[Path]) -> list[str] | None:
@@ -172,19 +191,23 @@ def _is_binary(kind) -> bool:
 
 
 def read_labels(file: Path) -> np.ndarray:
-    """(rows,) int64.
+    """(rows,) int64; or (rows, attributes) uint8 of 0 and 1.
 
     Raises:
         ValueError: one is missing.
     """
-    column = read_layout(file).label
+    layout = read_layout(file)
     with _opened(file) as parquet:
         import pyarrow as pa
 
-        labels = parquet.read(columns=[column])[column]
-        if labels.null_count:
-            raise ValueError(f"{file}: {labels.null_count} rows have no label")
-        return labels.cast(pa.int64()).to_numpy()
+        names = [layout.label] if layout.label else layout.classes
+        table = parquet.read(columns=names)
+        for name in names:
+            if table[name].null_count:
+                raise ValueError(f"{file}: {table[name].null_count} rows have no {name}")
+        if layout.label:
+            return table[layout.label].cast(pa.int64()).to_numpy()
+        return np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.uint8)
 
 
 @contextmanager

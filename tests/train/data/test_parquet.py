@@ -230,3 +230,66 @@ def test_hidden_files_and_links_are_no_shards(write):
     (root / ".cache").mkdir()
     with pytest.raises(FileNotFoundError, match=r": data$"):
         Parquet(root, "test")
+
+
+@pytest.fixture
+def write_attributes(tmp_path, picture, encode):
+    """write_attributes(name, **columns beside the image) -> tmp_path."""
+
+    def write(name, **columns):
+        count = len(next(iter(columns.values())))
+        images = [{"bytes": encode(picture(6, 8, i)), "path": f"{i}.png"} for i in range(count)]
+        pq.write_table(pa.table({"image": images, **columns}), tmp_path / name)
+        return tmp_path
+
+    return write
+
+
+def test_boolean_columns_are_attributes(write_attributes, picture):
+    """Of any name, among columns of other types, as CelebA's on the Hub."""
+    columns = {"celeb_id": [7, 8, 9], "5_o_Clock": [True, False, False], "a.b": [True, True, False]}
+    data = Parquet(write_attributes("train.parquet", **columns), "train")
+    assert data.classes == ["5_o_Clock", "a.b"] and data.labels.dtype == np.uint8
+    assert data.labels.tolist() == [[1, 1], [0, 1], [0, 0]] and data[1][1].tolist() == [0, 1]
+    assert (data[1][0].permute(1, 2, 0).numpy() == np.asarray(picture(6, 8, 1))).all()
+
+
+def test_label_comes_before_boolean_columns(write_attributes):
+    data = Parquet(write_attributes("train.parquet", label=[1, 0], seen=[True, False]), "train")
+    assert data.labels.tolist() == [1, 0] and data.classes == ["0", "1"]
+
+
+def test_shards_with_attributes_are_one_data_set_in_order(write_attributes):
+    write_attributes("train-0.parquet", a=[True, False], b=[False, False])
+    root = write_attributes("train-1.parquet", a=[False], b=[True])
+    assert Parquet(root, "train").labels.tolist() == [[1, 0], [0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("other", ["train-1.parquet", "test.parquet"])
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"b": [True], "a": [True]}, r"another order: number 0 is a in .*, b in "),
+        ({"a": [True]}, r"only in .*: b"),
+        ({"label": [0]}, r"train-0\.parquet attributes: all files must have the same"),
+    ],
+)
+def test_files_of_other_attributes_are_refused(write_attributes, other, columns, message):
+    write_attributes("train-0.parquet", a=[True], b=[False])
+    with pytest.raises(ValueError, match=message):
+        Parquet(write_attributes(other, **columns), "train")
+
+
+def test_missing_attribute_is_an_error(write_attributes):
+    root = write_attributes("train.parquet", a=[True, False], b=pa.array([None, True], pa.bool_()))
+    with pytest.raises(ValueError, match=r"train\.parquet: 1 rows have no b"):
+        Parquet(root, "train")
+
+
+def test_columns_of_one_name_are_an_error(tmp_path):
+    image = pa.array([{"bytes": b"x", "path": "a"}])
+    pq.write_table(
+        pa.table([image, pa.array([True]), pa.array([False])], ["image", "a", "a"]), tmp_path / "train.parquet"
+    )
+    with pytest.raises(ValueError, match=r"train\.parquet has columns of the same name: image, a, a"):
+        Parquet(tmp_path, "train")
