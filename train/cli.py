@@ -206,6 +206,7 @@ def _curves(path: str, name: str, args: argparse.Namespace, device: torch.device
             raise ValueError(f"{path} was trained on other classes than those of {source.name}: {odd}")
         model.register_forward_hook(lambda module, args, logits: logits[:, order])
     settings = {"batch_size": args.batch_size, "workers": args.workers, "device": device, "skip_bad": args.skip_bad}
+    settings |= {"transforms": data.transforms()}
     sizes, trained_size = sorted(set(args.sizes)), config.stages[meta.stage].size
     for frames in sorted(set(args.frames or [data.frames])):
         sampling = data.sampling() and replace(data.sampling(), frames=frames)

@@ -30,7 +30,7 @@ from .device import choose_device
 from .evaluate import Score, evaluate
 from .initial import initialise
 from .logs import RunLog, summary_line
-from .model import REFUSALS, build_model, check_runs, enter_stage, to_input
+from .model import REFUSALS, build_model, check_runs, enter_stage, normalisation, to_input
 from .optim import create_optimizer, create_schedule
 from .processes import from_first, join, leave, sum_over_processes
 from .state import STATE_FILE, carry_over, check_classes, find_state, save_state
@@ -109,9 +109,10 @@ class Trainer:
         self.model = build_model(config, len(self.classes)).to(device)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema is not None else None
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        alphas = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix}
+        mixing = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix, "prob": config.mixup_prob}
+        mixing |= {"switch_prob": config.mixup_switch_prob, "mode": config.mixup_mode}
         classes = len(self.classes)
-        self.mixup = Mixup(**alphas, label_smoothing=0.0, num_classes=classes) if mixes else None  # criterion smooths
+        self.mixup = Mixup(**mixing, label_smoothing=0.0, num_classes=classes) if mixes else None  # criterion smooths
         self.epoch = self.step = 0
         self.stage, self.best = -1, -1.0
 
@@ -206,6 +207,8 @@ class Trainer:
             workers=data.workers,
             hflip=data.hflip,
             pad=data.pad,
+            transforms=data.transforms(),
+            normalisation=normalisation(self.model),
             sampling=data.sampling(),
             rank=self.rank,
             world_size=self.world_size,
@@ -221,7 +224,8 @@ class Trainer:
             for rank in (self.rank, 0)
         )
         random_seed(own)
-        np.random.seed(common)  # noqa: NPY002  timm's mixup draws from it: all processes mix alike, as one would
+        # timm's mixup draws from it: what is of a whole batch is alike in all processes, as in a single one
+        np.random.seed(common if self.config.mixup_mode == "batch" else own)  # noqa: NPY002
         loss_sum, count = 0.0, 0
         for i, (images, labels) in enumerate(self.batches()):
             self.schedule.step_update(epoch_of_stage * self.steps_per_epoch + i)
