@@ -140,6 +140,8 @@ class Erasing:
 
     def __call__(self, image: Tensor) -> Tensor:
         erased = self.erase(torch.full((len(self.mean), *image.shape[1:]), float("nan")))  # (C, H, W)
+        if erased.isnan().all():  # mostly
+            return image
         pixels = (255 * (erased * self.std + self.mean)).round().clamp(0, 255)
         return torch.where(erased.isnan(), image.float(), pixels).byte()
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import auto_augment
 from timm.data.transforms_factory import transforms_imagenet_train
 
 from s4nd.train.data.policy import PARTS, check_policy, operations, repair
@@ -54,6 +55,19 @@ def test_policies_of_timm_pass(text):
 def test_what_timm_would_pass_over_or_fail_at_is_refused(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         check_policy(text)
+
+
+def test_every_level_of_every_operation_is_tried(monkeypatch):
+    """Of ten, with a magnitude that is drawn, and of 15 operations, one level fails."""
+
+    def fails(image, degrees, **_):
+        if abs(degrees) == 30:
+            raise ValueError("cannot turn by 30 degrees")
+        return image
+
+    monkeypatch.setitem(auto_augment.NAME_TO_OP, "Rotate", fails)
+    with pytest.raises(ValueError, match="auto_augment 'rand-m5-mstd3' fails: cannot turn by 30 degrees"):
+        check_policy("rand-m5-mstd3")
 
 
 def test_checking_leaves_the_global_generators_as_they_were():
