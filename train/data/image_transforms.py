@@ -139,11 +139,24 @@ class Erasing:
         self.mean, self.std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
 
     def __call__(self, image: Tensor) -> Tensor:
-        erased = self.erase(torch.full((len(self.mean), *image.shape[1:]), float("nan")))  # (C, H, W)
-        if erased.isnan().all():  # mostly
-            return image
-        pixels = (255 * (erased * self.std + self.mean)).round().clamp(0, 255)
-        return torch.where(erased.isnan(), image.float(), pixels).byte()
+        """In place."""
+        self.erase(Normalised(image, self.mean, self.std))
+        return image
+
+
+class Normalised:
+    """What timm's random erasing needs to know of a normalised image (C, H, W); what it writes goes into the uint8 image."""
+
+    dtype = torch.float32
+
+    def __init__(self, image: Tensor, mean: Tensor, std: Tensor):
+        self.image, self.mean, self.std = image, mean, std
+
+    def size(self) -> tuple[int, ...]:
+        return len(self.mean), *self.image.shape[1:]
+
+    def __setitem__(self, place: tuple[slice, ...], values: Tensor) -> None:
+        self.image[place] = (255 * (values * self.std + self.mean)).round_().clamp_(0, 255).byte()
 
 
 def central_crop(size: int, interpolation: str, crop_pct: float) -> Callable[[Tensor], Tensor]:
