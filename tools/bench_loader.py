@@ -168,9 +168,9 @@ def main() -> None:
         print(f"\n{markdown(title, results[section])}", flush=True)
     print(f"\nTarget: at least {TARGET:g} of timm's images/s.")
     machine = {"torch": torch.__version__, "timm": timm.__version__, "cpus": os.cpu_count()}
-    report = machine | {"settings": asdict(settings), "target": TARGET, "results": results}
+    report = machine | {"settings": asdict(settings) | {"data": args.data.name}, "target": TARGET, "results": results}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{args.out}.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
+    Path(f"{args.out}.json").write_text(json.dumps(report, indent=1) + "\n")
     draw(results, Path(f"{args.out}.png"))
 
 

@@ -64,6 +64,7 @@ def bench(tool, monkeypatch, tmp_path, images):
 def test_every_section_has_both_loaders_and_their_ratio(bench, capsys):
     report, printed = bench(), capsys.readouterr().out
     assert list(report["results"]) == ["crops", "recipe", "evaluation"]
+    assert report["settings"]["data"] == "images"  # no path of this machine
     assert report["target"] == 0.9 and "Target: at least 0.9 of timm's images/s." in printed
     for rows in report["results"].values():
         assert list(rows) == ["s4nd", "timm"] and all(row["images/s"] > 0 for row in rows.values())

@@ -3,15 +3,18 @@
 Shapes: C channels of the model's input, S the size of a stage.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 from torch import Tensor
 from torchvision.transforms import Compose
+from torchvision.transforms.functional import resize
 
 from .policy import check_policy, repair
 
@@ -113,14 +116,26 @@ class ImageTransforms:
         )
         if self.auto_augment:
             repair(change.transforms[0])
-        parts = (crop.transforms if self.crop_scale else []) + change.transforms
-        if parts:
-            parts = [to_pil, *parts, *final.transforms]
+        begin = [to_pil]
+        if self.crop_scale:
+            whole, *flip = crop.transforms
+            begin = [Crop(size, whole.scale, whole.ratio, self.in_training), *flip]
+        parts = [*begin, *change.transforms, *final.transforms] if self.crop_scale or change.transforms else []
         if self.reprob:
             parts.append(
                 Erasing(RandomErasing(self.reprob, mode=self.remode, max_count=self.recount, device="cpu"), mean, std)
             )
         return Compose(parts)
+
+
+class Crop(RandomResizedCropAndInterpolation):
+    """timm's random crop, which is of PIL images, of a tensor (3, H, W): no more than is seen becomes a PIL image."""
+
+    def __call__(self, image: Tensor) -> Image.Image:
+        top, left, height, width = self.get_params(image, self.scale, self.ratio)
+        several = isinstance(self.interpolation, tuple)
+        interpolation = random.choice(self.interpolation) if several else self.interpolation
+        return resize(to_pil(image[:, top : top + height, left : left + width]), self.size, interpolation)
 
 
 class Erasing:
