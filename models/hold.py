@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from s4nd.conv import REGRID
@@ -134,6 +135,8 @@ def hold_convolutions(model: nn.Module, size: int | Sequence[int]) -> list[str]:
                 f"{name} cannot be held: it is a {type(conv).__name__} with padding_mode={conv.padding_mode!r}"
             )
         paddings(conv)
+    if not convolutions:
+        return []
     grids: dict[str, tuple[int, ...]] = {}
     hooks = [
         conv.register_forward_pre_hook(lambda module, args, name=name: grids.update({name: tuple(args[0].shape[2:])}))
@@ -141,7 +144,10 @@ def hold_convolutions(model: nn.Module, size: int | Sequence[int]) -> list[str]:
     ]
     height, width = (size, size) if isinstance(size, int) else size
     weight = next(model.parameters())
-    channels = next(conv.in_channels for conv in model.modules() if isinstance(conv, nn.Conv2d))
+    if hasattr(model, "pretrained_cfg"):  # timm's; their first convolution may stand after other layers
+        channels = get_model_input_config(model)["input_size"][0]
+    else:
+        channels = next(iter(convolutions.values())).in_channels
     training = model.training
     try:
         model.eval()(torch.zeros(1, channels, height, width, dtype=weight.dtype, device=weight.device))

@@ -250,6 +250,7 @@ def _curves(
     if meta.majority:
         majorities[name] = agreement([meta.majority[i] for i in order], dataset.labels)
     settings = {"batch_size": args.batch_size, "workers": args.workers, "device": device, "skip_bad": args.skip_bad}
+    settings |= {"transforms": data.transforms()}
     sizes, trained_size = sorted(set(args.sizes)), config.stages[meta.stage].size
     for frames in sorted(set(args.frames or [data.frames])):
         sampling = data.sampling() and replace(data.sampling(), frames=frames)

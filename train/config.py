@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from s4nd.nn.resolution import MODEL_RESAMPLE
 
-from .data import MOTION, VIDEO_DATASETS, ClipSampling
+from .data import MOTION, VIDEO_DATASETS, ClipSampling, ImageTransforms
 
 
 @dataclass
@@ -33,6 +33,18 @@ class DataConfig:
     hflip: bool = True
     pad: float = 0.0  # random crop after padding by this fraction of the size
     workers: int = 0  # loader processes per training process
+    # For images only, in timm's words; see data/image_transforms.py:
+    interpolation: str = "bilinear"
+    train_interpolation: str | None = None  # None: as interpolation; "random": bilinear or bicubic, for random crops
+    crop_pct: float = 1.0  # at test time: size / shorter side of the image from whose middle it is cropped
+    crop_scale: list[float] | None = None  # [0.08, 1]: random crops of this share of the area; None: the central square
+    crop_ratio: list[float] | None = None  # width / height of random crops; None: [0.75, 1.3333]
+    auto_augment: str | None = None  # such as rand-m9-mstd0.5-inc1, augmix-m3-w3, original
+    color_jitter: float | None = None  # of brightness, contrast and saturation
+    reprob: float = 0.0  # probability of random erasing
+    remode: str = "pixel"  # const, rand or pixel
+    recount: int = 1  # most rectangles erased of an image
+    aug_repeats: int = 1  # of each image in an epoch, which is no longer for it
     # For videos only:
     lists: str | None = None  # folder of the official split files of hmdb51 and ucf101
     split: int = 1  # which of the official splits
@@ -43,6 +55,14 @@ class DataConfig:
     randaugment: int | None = None  # magnitude, 0 to 30; None is off
     gamma: float = 1.0  # pixels (0 to 1) to this power; below 1 brightens
     motion: str | None = None  # "changes" or "moving": what moves, in place of the frames
+
+    def transforms(self) -> ImageTransforms:
+        """What becomes of an image.
+
+        Raises:
+            ValueError: a value that cannot be honoured.
+        """
+        return ImageTransforms(**{f.name: getattr(self, f.name) for f in fields(ImageTransforms)})
 
     def sampling(self) -> ClipSampling | None:
         """What becomes of a video; None for images."""
@@ -109,6 +129,9 @@ class Config:
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of mixup; 0 is off
     cutmix: float = 0.0  # alpha of cutmix; 0 is off
+    mixup_prob: float = 1.0  # of mixing at all
+    mixup_switch_prob: float = 0.5  # of cutmix where both are on
+    mixup_mode: str = "batch"  # what is drawn once: batch, pair or elem
     ema: float | None = None  # decay per step of the averaged weights; None is off
     amp: str = "none"  # none, bf16 or fp16
     parallel: str = "ddp"  # of several processes: each holds all weights, or "fsdp", its part of them
@@ -126,6 +149,7 @@ class Config:
 
 
 VIDEO_KEYS = ("lists", "split", *(f.name for f in fields(ClipSampling)))
+IMAGE_KEYS = tuple(f.name for f in fields(ImageTransforms))
 
 POSITIVE = ("save_every_minutes", "data.val_fraction", "optim.lr", "optim.clip_grad", "data.seconds", "data.gamma")
 
@@ -289,6 +313,8 @@ def _problems(config: Config) -> Iterable[str]:
         ("label_smoothing", config.label_smoothing, 0, 1),
         ("mixup", config.mixup, 0, None),
         ("cutmix", config.cutmix, 0, None),
+        ("mixup_prob", config.mixup_prob, 0, 1),
+        ("mixup_switch_prob", config.mixup_switch_prob, 0, 1),
         ("ema", config.ema, 0, 1),
         ("accumulate", config.accumulate, 1, None),
         ("log_every", config.log_every, 1, None),
@@ -305,7 +331,11 @@ def _problems(config: Config) -> Iterable[str]:
     for key, value, *_ in ranges:
         if (key in POSITIVE or key.endswith(".bandlimit")) and value == 0:
             yield f"{key} must be positive, got 0"
+    default = DataConfig()
     if data.name in VIDEO_DATASETS:
+        for key in IMAGE_KEYS:
+            if getattr(data, key) != getattr(default, key):
+                yield f"data.{key} is for images, and data.name is {data.name}"
         if config.cutmix:
             yield "cutmix is for images: it would paste a part of one clip's time into another; use mixup for videos"
         if data.motion not in (None, *MOTION):
@@ -315,10 +345,23 @@ def _problems(config: Config) -> Iterable[str]:
         if data.pad:
             yield "data.pad is for images: clips are cropped at random after data.scale"
     else:
-        default = DataConfig()
         for key in VIDEO_KEYS:
             if getattr(data, key) != getattr(default, key):
                 yield f"data.{key} is for videos ({', '.join(VIDEO_DATASETS)}), and data.name is {data.name}"
+        if data.pad and data.crop_scale:
+            yield f"data.pad and data.crop_scale are two ways to crop at random: set one, got {data.pad} and {data.crop_scale}"
+        try:
+            data.transforms()
+        except ValueError as error:
+            yield f"data.{error}"
+    if config.mixup_mode not in ("batch", "pair", "elem"):
+        yield f"mixup_mode must be batch, pair or elem, got {config.mixup_mode!r}"
+    whole = Config()
+    for key in ("mixup_prob", "mixup_mode"):
+        if not (config.mixup or config.cutmix) and getattr(config, key) != getattr(whole, key):
+            yield f"{key} is of mixup and cutmix: set one of them"
+    if not (config.mixup and config.cutmix) and config.mixup_switch_prob != whole.mixup_switch_prob:
+        yield "mixup_switch_prob is between mixup and cutmix: set both"
     if config.init.inflate is not None and config.init.weights is not None:
         yield "init.inflate and init.weights are two beginnings: set one of them"
     if not config.stages:

@@ -28,7 +28,7 @@ from .device import choose_device
 from .evaluate import Score, evaluate
 from .initial import initialise
 from .logs import RunLog, memory_mib, opening, summary_line
-from .model import REFUSALS, build_model, check_runs, enter_stage, to_input
+from .model import REFUSALS, build_model, check_runs, enter_stage, normalisation, to_input
 from .optim import create_optimizer, create_schedule
 from .processes import from_first, join, leave, sum_over_processes
 from .requests import STOP, Interrupted, Requests
@@ -118,8 +118,9 @@ class Trainer:
         self.model = build_model(config, len(self.classes)).to(device, memory_format=self.layout)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema is not None else None
         self.criterion = self.task.criterion(label_smoothing=config.label_smoothing)
-        alphas = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix}
-        self.mixup = self.task.mixup(len(self.classes), **alphas) if mixes else None
+        mixing = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix, "prob": config.mixup_prob}
+        mixing |= {"switch_prob": config.mixup_switch_prob, "mode": config.mixup_mode}
+        self.mixup = self.task.mixup(len(self.classes), **mixing) if mixes else None
         self.epoch = self.step = 0
         self.position = Position()
         self.stage, self.best = -1, -1.0
@@ -288,6 +289,8 @@ class Trainer:
             workers=data.workers,
             hflip=data.hflip,
             pad=data.pad,
+            transforms=data.transforms(),
+            normalisation=normalisation(self.model),
             sampling=data.sampling(),
             rank=self.rank,
             world_size=self.world_size,

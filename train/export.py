@@ -2,7 +2,7 @@
 
 Every S4ND layer becomes plain convolutions (s4nd/nn/plan.py); the batch stays free. The file holds, as metadata, what a
 caller must know to use it: whether the logits are of a softmax (task: single-label) or each of a sigmoid (multi-label), the
-names of the classes, the size, mean and std of the input, and how a clip is made.
+names of the classes, the size, mean and std of the input, and how an image or a clip is made.
 """
 
 import json
@@ -64,6 +64,7 @@ def export_model(
     model, config, meta = load_model(checkpoint)
     height, width = _height_width(config.stages[meta.stage].size if size is None else size)
     time = _time(config.data, frames)
+    rendering = {} if time else {"crop_pct": config.data.crop_pct, "interpolation": config.data.interpolation}
     grid = [time["frames"], height, width] if time else [height, width]
     x = torch.randn(3, channels(model), *grid, generator=torch.Generator().manual_seed(0))
     logits = check_runs(model, x, config.model.name)
@@ -76,6 +77,7 @@ def export_model(
         "mean": mean,
         "std": std,
         **time,
+        **rendering,
     }
     about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     fused = reparameterize_model(model)

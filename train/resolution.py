@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from .data import ClipSampling, make_loader
+from .data import ClipSampling, ImageTransforms, make_loader
 from .evaluate import evaluate
 from .model import check_runs, to_input
 from .task import task_of
@@ -42,6 +42,7 @@ def evaluate_sizes(
     skip_bad: bool = False,
     sampling: ClipSampling | None = None,
     control: int | None = None,
+    transforms: ImageTransforms | None = None,
 ) -> dict[int, float]:
     """Accuracy of a model on a data set rendered at each size: the metric of the data's task.
 
@@ -54,6 +55,7 @@ def evaluate_sizes(
         sampling: of the clips, for a data set of videos; None for images.
         control: the honest rival of running at an unseen size: images rendered at each size are resized to this one, the
             trained one (bilinear with antialiasing), and the model runs there.
+        transforms: how images are rendered; None: as `ImageTransforms()` says.
 
     Returns:
         {size: accuracy, 0 to 1}.
@@ -84,6 +86,7 @@ def evaluate_sizes(
             workers=workers,
             hflip=False,
             pad=0.0,
+            transforms=transforms,
             sampling=sampling,
             skip_bad=skip_bad,
         )

@@ -128,7 +128,8 @@ class Step:
             for more in ((self.rank, part), (0, 0))
         )
         random_seed(own)
-        np.random.seed(common)  # noqa: NPY002  timm's mixup draws from it: all processes and parts mix alike, as one would
+        # timm's mixup draws from it: what is of a whole batch is alike in all processes and parts, as in a single one
+        np.random.seed(common if self.config.mixup_mode == "batch" else own)  # noqa: NPY002
 
     def _alone(self, alone: bool) -> contextlib.AbstractContextManager:
         """Gradients of a part that is not the last one are not exchanged."""

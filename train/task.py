@@ -7,6 +7,7 @@ The engine, the evaluation and what they print ask the task and do not know whic
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ class Task:
         """The loss of logits (B, K) and targets, labels or mixed ones, in nats; its mean or sum over what `right` counts."""
         raise NotImplementedError
 
-    def mixup(self, num_classes: int, **alphas: float) -> Mixup:
+    def mixup(self, num_classes: int, **options: Any) -> Mixup:
         """timm's Mixup, from labels to targets (B, K); the criterion smooths them."""
         raise NotImplementedError
 
@@ -59,8 +60,8 @@ class SingleLabel(Task):
     def criterion(self, label_smoothing: float = 0.0, reduction: str = "mean") -> nn.Module:
         return nn.CrossEntropyLoss(label_smoothing=label_smoothing, reduction=reduction)
 
-    def mixup(self, num_classes: int, **alphas: float) -> Mixup:
-        return Mixup(**alphas, label_smoothing=0.0, num_classes=num_classes)
+    def mixup(self, num_classes: int, **options: Any) -> Mixup:
+        return Mixup(**options, label_smoothing=0.0, num_classes=num_classes)
 
     def over_clips(self, logits: Tensor) -> Tensor:
         return logits.log_softmax(-1).logsumexp(0, keepdim=True) - math.log(len(logits))
@@ -81,8 +82,8 @@ class MultiLabel(Task):
     def criterion(self, label_smoothing: float = 0.0, reduction: str = "mean") -> nn.Module:
         return BinaryCrossEntropy(label_smoothing, reduction)
 
-    def mixup(self, num_classes: int, **alphas: float) -> Mixup:
-        return Mixup(**alphas, label_smoothing=0.0, num_classes=num_classes, multi_label=True)
+    def mixup(self, num_classes: int, **options: Any) -> Mixup:
+        return Mixup(**options, label_smoothing=0.0, num_classes=num_classes, multi_label=True)
 
     def over_clips(self, logits: Tensor) -> Tensor:
         yes, no = (F.logsigmoid(sign * logits).logsumexp(0, keepdim=True) for sign in (1, -1))

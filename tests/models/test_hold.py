@@ -114,6 +114,17 @@ def test_models_are_held_in_place_and_stay_the_same_at_their_size(name):
     assert hold_convolutions(model, 64) == []
 
 
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("downsample", ["s4nd", "conv"])
+def test_network_that_does_not_begin_with_a_convolution_is_held(downsample, in_chans):
+    args = dict(img_size=32, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), stem_channels=4, in_chans=in_chans)
+    model = timm.create_model("s4nd_convnext_micro", downsample=downsample, **args)
+    assert len(hold_convolutions(model, 32)) == (3 if downsample == "conv" else 0)
+    s4nd.set_resample(model, "hold+dilate")
+    assert model.stem[0].resample == ("hold", "hold")
+    assert model(torch.randn(1, in_chans, 48, 48)).isfinite().all()
+
+
 def test_grid_travels_with_the_weights_and_is_not_dropped_in_silence():
     model = timm.create_model("conv_iso_tiny", img_size=8)
     plain, other = copy.deepcopy(model), copy.deepcopy(model)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from s4nd.train.config import config_from_dict, config_to_dict, load_config
 
@@ -74,12 +75,67 @@ def test_wrong_type_names_the_key(write, text, message):
         ("schedule.warmup_epochs=3", "schedule.warmup_epochs=3 must be less than stages.0.epochs=3"),
         ("model.args.pretrained=true", "model.args.pretrained cannot be set"),
         ("model.args.num_classes=3", "model.args.num_classes cannot be set: it is the number of classes in the data"),
+        (
+            "data.auto_augment=rand-m9-q",
+            "data.auto_augment 'rand-m9-q' has the unknown part 'q'; known in rand: mN, nN, pN",
+        ),
+        ("data.crop_scale=[0.5]", "data.crop_scale must be two numbers above 0, low and high, at most 1, got [0.5]"),
+        ("data.crop_scale=0.5", "data.crop_scale: Invalid value assigned: float is not a ListConfig"),
+        (
+            "data.interpolation=cubic",
+            "data.interpolation must be one of bilinear, bicubic, nearest, box, hamming, lanczos",
+        ),
+        ("data.reprob=2", "data.reprob must be in [0, 1], got 2"),
+        ("data.recount=3", "data.recount is of random erasing: it needs a reprob above 0"),
+        ("data.aug_repeats=0", "data.aug_repeats must be at least 1, got 0"),
+        ("mixup_mode=all", "mixup_mode must be batch, pair or elem, got 'all'"),
+        ("mixup_mode=pair", "mixup_mode is of mixup and cutmix: set one of them"),
+        ("mixup_prob=1.5", "mixup_prob must be in [0, 1], got 1.5"),
+        ("mixup_prob=0.5", "mixup_prob is of mixup and cutmix: set one of them"),
+        ("mixup_switch_prob=0.3", "mixup_switch_prob is between mixup and cutmix: set both"),
         ("seed", "an override must be key=value, got 'seed'"),
     ],
 )
 def test_bad_value_says_what_was_needed(write, override, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(write(), [override])
+
+
+def test_shift_and_random_crops_exclude_each_other(write):
+    with pytest.raises(ValueError, match=r"data\.pad and data\.crop_scale are two ways to crop at random"):
+        load_config(write(), ["data.pad=0.1", "data.crop_scale=[0.08, 1]"])
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("interpolation", "bicubic"),
+        ("train_interpolation", "bicubic"),
+        ("crop_pct", "0.9"),
+        ("crop_scale", "[0.08, 1]"),
+        ("auto_augment", "rand-m9"),
+        ("color_jitter", "0.4"),
+        ("reprob", "0.25"),
+        ("aug_repeats", "3"),
+    ],
+)
+def test_transforms_of_images_are_refused_for_videos_and_kept_for_images(write, key, value):
+    with pytest.raises(ValueError, match=f"data.{key} is for images, and data.name is video"):
+        load_config(write(), ["data.name=video", f"data.{key}={value}"])
+    transforms = load_config(write(), [f"data.{key}={value}"]).data.transforms()
+    assert getattr(transforms, key) == yaml.safe_load(value)
+
+
+def test_imagenet_recipe_survives_the_way_through_plain_containers(write):
+    recipe = [
+        "crop_scale=[0.08, 1]",
+        "auto_augment=rand-m9-mstd0.5-inc1",
+        "reprob=0.25",
+        "aug_repeats=3",
+        "crop_pct=0.875",
+    ]
+    config = load_config(write(), ["mixup=0.8", "cutmix=1", "mixup_mode=elem", *(f"data.{key}" for key in recipe)])
+    assert config_from_dict(config_to_dict(config), "there") == config and config.data.crop_scale == [0.08, 1]
 
 
 def test_overrides_reach_stages_and_free_model_args(write):

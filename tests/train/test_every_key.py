@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.utils import random_seed
 
 import s4nd.models
@@ -126,6 +128,128 @@ def test_data_pad(trainer):
     at = {(i, j): is_among(images, padded[..., i : i + 8, j : j + 8]) for i in range(5) for j in range(5)}
     assert torch.stack(list(at.values())).any(0).all()
     assert any(found.any() for (i, j), found in at.items() if i in (0, 4) and j in (0, 4))
+
+
+def crops(trainer, monkeypatch, *overrides):
+    """Top, left, height and width of the random crops of the first batch, of pictures of 12 x 12 pixels."""
+    seen, crop = [], RandomResizedCropAndInterpolation.get_params
+
+    def see(*args):
+        seen.append(crop(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(RandomResizedCropAndInterpolation, "get_params", staticmethod(see))
+    batch(trainer(*overrides))
+    return torch.tensor(seen)
+
+
+def test_data_crop_scale(trainer, monkeypatch):
+    """Of the area of 144 pixels, whose sides are rounded."""
+    for low, high in ((0.1, 0.3), (0.6, 1)):
+        _, _, h, w = crops(trainer, monkeypatch, f"data.crop_scale=[{low}, {high}]", "data.crop_ratio=[1, 1]").T
+        assert torch.equal(h, w) and h.unique().numel() > 1
+        assert h.min() >= round(12 * low**0.5) and h.max() <= round(12 * high**0.5)
+
+
+def test_data_crop_ratio(trainer, monkeypatch):
+    _, _, h, w = crops(trainer, monkeypatch, "data.crop_scale=[0.2, 0.3]", "data.crop_ratio=[1.9, 2.1]").T
+    assert ((w + 0.5) / (h - 0.5) >= 1.9).all() and ((w - 0.5) / (h + 0.5) <= 2.1).all()
+
+
+def test_data_interpolation(trainer):
+    """Nearest neighbours are pixels of the picture: of images of 12 pixels, 8 keep their values; in training and in testing."""
+    for way, invents in (("nearest", False), ("lanczos", True)):
+        run = trainer(f"data.interpolation={way}")
+        values = {label: set() for label in (0, 1)}
+        for i in range(len(run.train_set)):
+            values[run.train_set[i][1]] |= {tuple(colour) for colour in run.train_set[i][0].flatten(1).T.tolist()}
+        for images, labels in (batch(run), next(iter(run.loader(run.train_set, 0, train=False)))):
+            found = [
+                {tuple(colour) for colour in image.flatten(1).T.tolist()} <= values[label]
+                for image, label in zip(images, labels.tolist(), strict=True)
+            ]
+            assert all(not inside for inside in found) if invents else all(found)
+
+
+def test_data_train_interpolation(trainer):
+    run = trainer("data.train_interpolation=nearest")
+    nearest, plain = plain_images(trainer("data.interpolation=nearest")), plain_images(run)
+    images, _ = batch(run)
+    assert is_among(images, nearest).all() and not is_among(images, plain).any()
+
+
+def test_data_crop_pct(trainer):
+    """Of 12 pixels the middle 8, where the shorter side is resized to 12 for 8: of training images the whole is seen."""
+    run, whole = trainer("data.crop_pct=0.6666"), trainer()
+    native = torch.stack([run.train_set[i][0] for i in range(len(run.train_set))])
+    assert torch.equal(plain_images(run), native[..., 2:10, 2:10])
+    assert torch.equal(batch(run)[0], batch(whole)[0])
+
+
+def test_data_auto_augment(trainer):
+    """Two operations at full magnitude leave hardly an image as it was; with a probability of 0 they leave all."""
+    for p, changed in ((1, True), (0, False)):
+        run = trainer(f"data.auto_augment=rand-m10-n2-p{p}-inc1")
+        kept = is_among(batch(run)[0], plain_images(run)).float().mean()
+        assert kept < 0.2 if changed else kept == 1
+
+
+def test_data_color_jitter(trainer):
+    """A factor of 1 - 0.1 to 1 + 0.1 each on brightness, contrast and saturation: the mean colour moves by up to a tenth."""
+    plain, _ = batch(trainer())
+    for jitter in (0.1, 0.5):
+        images, _ = batch(trainer(f"data.color_jitter={jitter}"))
+        factors = images.double().mean((1, 2, 3)) / plain.double().mean((1, 2, 3))
+        assert jitter / 2 < (factors - 1).abs().max() < jitter + 0.02  # clipped at white, and rounded
+
+
+def erased(trainer, *overrides):
+    """Per image of the first batch, (B, 8, 8): what differs from the plain images; and the images."""
+    images, plain = batch(trainer(*overrides))[0], batch(trainer())[0]
+    return (images != plain).any(1), images
+
+
+def test_data_reprob(trainer):
+    """Of the 16 images of a batch all are erased, or none, or some."""
+    counts = [erased(trainer, f"data.reprob={p}")[0].flatten(1).any(1).sum().item() for p in (1, 0, 0.5)]
+    assert counts[:2] == [16, 0] and 0 < counts[2] < 16
+
+
+def test_data_remode(trainer):
+    """The model's mean colour, which it takes for zero; or one colour; or noise."""
+    colours = {}
+    for mode in ("const", "rand", "pixel"):
+        where, images = erased(trainer, "data.reprob=1", f"data.remode={mode}")
+        colours[mode] = [image[:, inside].unique(dim=1).T for image, inside in zip(images, where, strict=True)]
+    run = trainer()
+    mean = (255 * torch.tensor(run.model.pretrained_cfg["mean"])).round().byte()
+    assert all(torch.equal(colour, mean[None]) for colour in colours["const"])
+    assert all(len(colour) == 1 for colour in colours["rand"]) and torch.cat(colours["rand"]).unique(dim=0).numel() > 3
+    assert any(len(colour) > 1 for colour in colours["pixel"])
+
+
+def test_data_recount(trainer, monkeypatch):
+    """One rectangle or up to four of each image."""
+    drawn = []
+    randint = random.randint
+    monkeypatch.setattr(random, "randint", lambda a, b: drawn.append((a, b)) or randint(a, b))
+    erased(trainer, "data.reprob=1", "data.recount=4")
+    assert drawn.count((1, 4)) >= 16
+    drawn.clear()
+    erased(trainer, "data.reprob=1")
+    assert (1, 4) not in drawn
+
+
+def test_data_aug_repeats(trainer):
+    """48 images an epoch, of 16 kinds: three of each in a row of 16, flipped independently."""
+    run = trainer("data.aug_repeats=3", "data.hflip=true")
+    loader = run.loader(run.train_set, 0, train=True)
+    seen = torch.tensor(list(loader.sampler))
+    assert len(seen) == 48 and (seen % 48).unique(return_counts=True)[1].tolist() == [3] * 16
+    assert torch.equal(seen % 48, (seen % 48)[::3].repeat_interleave(3))
+    images = torch.cat([images for images, _ in loader]).view(16, 3, 3, 8, 8)
+    same = (images[:, :1] == images[:, 1:]).flatten(2).all(2)
+    assert same.any() and not same.all()
 
 
 def test_data_workers(trainer):
@@ -457,6 +581,52 @@ def test_cutmix(trainer):
     assert pasted.any() and torch.equal(after, torch.where(pasted, before.flip(0), before))
     rows, columns = pasted.any(1).sum().item(), pasted.any(0).sum().item()
     assert pasted.sum() == rows * columns and share == pytest.approx(1 - rows * columns / 64, abs=1e-6)
+
+
+def shares(run, steps=40):
+    """The share of the first image of each pair, (B,) in every one of so many mixed batches."""
+    images, labels = to_input(batch(run)[0], run.model, CPU), torch.arange(16)
+    run.mixup.num_classes = 16  # each image its own class
+    random_seed(0)
+    targets = [run.mixup(images.clone(), labels)[1] for _ in range(steps)]
+    return torch.stack([target.diagonal() for target in targets])
+
+
+def test_mixup_prob(trainer):
+    """Each of 40 batches is mixed or not: a quarter is, give or take five standard deviations."""
+    assert (shares(trainer("mixup=1.0")) < 1).all()
+    mixed = (shares(trainer("mixup=1.0", "mixup_prob=0.25"), 400) < 1).all(1)
+    assert abs(mixed.float().mean() - 0.25) < 5 * (0.25 * 0.75 / 400) ** 0.5
+
+
+def test_mixup_switch_prob(trainer):
+    """The share of a rectangle of 8 x 8 pixels is a whole number of them; the share of mixup hardly ever."""
+    for switch, ways in ((0.0, {False}), (1.0, {True})):
+        run = trainer("mixup=1.0", "cutmix=1.0", f"mixup_switch_prob={switch}")
+        pixels = 64 * shares(run)
+        assert set((pixels == pixels.round()).all(1).tolist()) == ways
+
+
+def test_mixup_mode(trainer):
+    """One share for a batch, or for each pair, or for each image."""
+    kinds = {"batch": {1}, "pair": {8}, "elem": {16}}
+    for mode, counts in kinds.items():
+        run = trainer("mixup=1.0", f"mixup_mode={mode}")
+        assert {len(row.unique()) for row in shares(run, 4)} == counts
+
+
+@pytest.mark.parametrize(("mode", "alike"), [("batch", True), ("pair", False), ("elem", False)])
+def test_processes_mix_alike_what_is_of_a_whole_batch(config, mode, alike):
+    """What is of a pair or an image each process draws for itself: its images are not another's."""
+
+    def drawn(rank):
+        run = Trainer(config("mixup=1.0", f"mixup_mode={mode}"), CPU)
+        run.enter(0)
+        run.rank = rank
+        run.steps()._seed(epoch=0, step=1, part=0)
+        return np.random.rand()  # noqa: NPY002
+
+    assert (drawn(0) == drawn(1)) == alike and drawn(1) == drawn(1)
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.9])

@@ -43,16 +43,17 @@ def checkpoint(tmp_path):
 
 
 def test_pt2_file_computes_what_the_model_does_and_names_the_classes(checkpoint, tmp_path, capsys):
-    path, out = checkpoint(), tmp_path / "model.pt2"
+    path, out = checkpoint(data={"crop_pct": 0.875, "interpolation": "bicubic"}), tmp_path / "model.pt2"
     assert main(["export", str(path), str(out), "--size", "12", "10"]) == 0
     assert capsys.readouterr().out.startswith(f"{out}: 12 x 10 pixels, any batch; logits: difference ")
-    about = dict.fromkeys(("model", "classes", "size", "mean", "std"), "")
+    about = dict.fromkeys(("model", "classes", "size", "mean", "std", "crop_pct", "interpolation"), "")
     loaded = torch.export.load(out, extra_files=about).module()
     x = torch.randn(5, 3, 12, 10)
     expected = load_model(path)[0](x)
     torch.testing.assert_close(loaded(x), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     assert json.loads(about["classes"]) == META.classes and json.loads(about["size"]) == [12, 10]
     assert about["model"] == "s4nd_iso_tiny" and json.loads(about["mean"])[0] == 0.4914
+    assert (about["crop_pct"], about["interpolation"]) == ("0.875", "bicubic")
 
 
 @onnx

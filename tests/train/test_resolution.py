@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from s4nd.train.cli import main
 from s4nd.train.config import load_config
-from s4nd.train.data import build_dataset
+from s4nd.train.data import ImageTransforms, build_dataset
 from s4nd.train.data.resized import render
 from s4nd.train.engine import train
 from s4nd.train.model import build_model, to_input
@@ -81,21 +81,30 @@ def test_plot_has_room_for_a_long_name(tmp_path):
     assert plot([curve], tmp_path / "long.png").stat().st_size > 0
 
 
+class Seeing(torch.nn.Module):
+    """Keeps the pixels that it is given."""
+
+    pretrained_cfg = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "input_size": (3, 8, 8)}  # noqa: RUF012
+
+    def forward(self, x):
+        self.seen = x
+        return torch.zeros(len(x), 2)
+
+
 def test_control_runs_at_the_trained_size_on_images_that_were_rendered_at_another(folder):
-    seen = []
-
-    class Seeing(torch.nn.Module):
-        pretrained_cfg = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "input_size": (3, 8, 8)}  # noqa: RUF012
-
-        def forward(self, x):
-            seen.append(x)
-            return torch.zeros(len(x), 2)
-
-    dataset = build_dataset("folder", str(folder), "test")
-    evaluate_sizes(Seeing(), dataset, [10], batch_size=20, control=8)
+    dataset, model = build_dataset("folder", str(folder), "test"), Seeing()
+    evaluate_sizes(model, dataset, [10], batch_size=20, control=8)
     rendered = render([dataset[i][0] for i in range(20)], 10)
     resized = v2.functional.resize(rendered, [8, 8], antialias=True)
-    torch.testing.assert_close(seen[-1], resized.float())
+    torch.testing.assert_close(model.seen, resized.float())
+
+
+def test_images_are_rendered_at_each_size_as_the_transforms_say(folder):
+    """Two thirds of 12 pixels at the size of 8: the middle as it is."""
+    dataset, model = build_dataset("folder", str(folder), "test"), Seeing()
+    evaluate_sizes(model, dataset, [8], batch_size=20, transforms=ImageTransforms(crop_pct=0.6666))
+    middle = torch.stack([dataset[i][0][:, 2:10, 2:10] for i in range(20)])
+    torch.testing.assert_close(model.seen, middle.float())
 
 
 def test_eval_has_a_row_for_each_way_and_the_control(write_config, capsys):

@@ -4,7 +4,9 @@ build_dataset       a data set by name: photos (embedded), cifar10, cifar100, pa
                     ucf101
 split_off           a part of the training images for validation
 make_loader         batches of one epoch at one size; uint8, normalised later on the device
-Resized, Clips      the views behind it: rendering, flips and shifts of images; clips of videos
+Resized, Augmented  the views of images behind it: rendering, flips and shifts; timm's random transforms
+ImageTransforms     which of timm's transforms, and how images are rendered
+Clips               the view of videos behind it
 ClipSampling        how clips are taken from a video
 MOTION              views of a clip that show only what moves
 ImageDataset        what a data set of images is
@@ -17,12 +19,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from .attributes import CsvList
+from .augmented import Augmented
 from .celeba import Celeba
 from .cifar import Cifar
 from .clips import Clips, ClipSampling
 from .dataset import BalancedPart, Cached, ImageDataset, split_off
 from .film import require_av
 from .folder import Folder
+from .image_transforms import ImageTransforms
 from .images import BadImage
 from .loader import ImageLoader, make_loader
 from .motion import MOTION
@@ -37,12 +41,14 @@ __all__ = [
     "LISTED_DATASETS",
     "MOTION",
     "VIDEO_DATASETS",
+    "Augmented",
     "BadImage",
     "BadVideo",
     "ClipSampling",
     "Clips",
     "ImageDataset",
     "ImageLoader",
+    "ImageTransforms",
     "Resized",
     "VideoDataset",
     "build_dataset",

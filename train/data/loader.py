@@ -5,11 +5,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .augmented import Augmented
 from .clips import Clips, ClipSampling
 from .dataset import ImageDataset
+from .image_transforms import ImageTransforms
 from .images import BadImage
 from .resized import Resized, mix
 from .video import BadVideo
@@ -72,7 +75,9 @@ def collate_clips(items: Sequence[tuple[Tensor, int] | BadVideo]) -> tuple[Tenso
     return clips[0] if len(clips) else clips, labels, bad
 
 
-def share(count: int, batch_size: int, rank: int, world_size: int, seed: int, parts: int = 1) -> list[int]:
+def share(
+    count: int, batch_size: int, rank: int, world_size: int, seed: int, parts: int = 1, repeats: int = 1
+) -> list[int]:
     """The images, of `count`, that a process trains on in an epoch, in their order: its part of every batch of all processes.
 
     Where a batch divides evenly into pairs of its i-th image from the start and from the end, which is how mixup pairs them,
@@ -81,8 +86,11 @@ def share(count: int, batch_size: int, rank: int, world_size: int, seed: int, pa
     Args:
         batch_size: of all processes; images at the end that do not fill one are left out, unless they are the only ones.
         parts: of each process's batch, one after the other, which mix as if they were of processes of their own.
+        repeats: of each image, one after the other, `i + r * count` for the r-th of image i: mostly in one batch, and in
+            different processes. The epoch is no longer for it: fewer images are in it, as with timm's RepeatAugSampler.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = (order[:, None] + count * torch.arange(repeats)).flatten()[:count]
     batch_size = min(batch_size, -(-count // world_size) * world_size)
     order = (
         order[: count // batch_size * batch_size] if count >= batch_size else order[torch.arange(batch_size) % count]
@@ -106,6 +114,8 @@ def make_loader(
     workers: int = 0,
     hflip: bool = False,
     pad: float = 0.0,
+    transforms: ImageTransforms | None = None,
+    normalisation: tuple[Sequence[float], Sequence[float]] = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     sampling: ClipSampling | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -115,29 +125,39 @@ def make_loader(
 ) -> ImageLoader:
     """The batches of one epoch in one process.
 
-    Training: in the order of (seed, epoch), flipped and shifted (see `Resized`), without a last batch that is not full
+    Training: in the order of (seed, epoch), augmented (see `Resized` and `Augmented`), without a last batch that is not full
     unless it is the only one. Step k of all processes together sees the images of step k of a single process with batches
     of `world_size * batch_size`; only a single batch that cannot be shared evenly repeats some images.
-    Evaluation: in order, unchanged; each image in one process, once.
+    Evaluation: in order, in the middle; each image in one process, once.
 
     Args:
         size: side of the images, in pixels.
         batch_size: images of a batch, in this process.
         hflip, pad: used in training only; pad not for videos.
+        transforms: of images; None: `ImageTransforms()`.
+        normalisation: mean and std of the model's input, (C,) each, which random erasing and policies fill with.
         sampling: of the clips, for a data set of videos; None for images.
         rank, world_size: this process and the number of them.
         parts: in which a training batch is to be run, see `share`.
         begin: batches of the epoch to leave out at its beginning: those before an interruption.
         skip_bad: leave out images that cannot be read, and report them; otherwise they raise BadImage. Default: `train`.
     """
+    transforms, augmentation = transforms or ImageTransforms(), dict(hflip=hflip, pad=pad, seed=seed, epoch=epoch)
     if sampling is not None:
+        if transforms != ImageTransforms():
+            raise ValueError(f"transforms are of images; clips are sampled, got {transforms}")
         view = Clips(dataset, size, sampling, train=train, hflip=hflip, seed=seed, epoch=epoch)
+    elif train and transforms.changes_images:
+        mean, std = normalisation
+        view = Augmented(dataset, size, transforms, mean=mean, std=std, **augmentation)
     elif train:
-        view = Resized(dataset, size, hflip=hflip, pad=pad, seed=seed, epoch=epoch)
+        interpolation, repeats = transforms.in_training, transforms.aug_repeats
+        view = Resized(dataset, size, interpolation=interpolation, repeats=repeats, **augmentation)
     else:
-        view = Resized(dataset, size)
+        view = Resized(dataset, size, interpolation=transforms.interpolation, crop_pct=transforms.crop_pct)
     if train:
-        order = share(len(dataset), batch_size * world_size, rank, world_size, mix(seed, epoch, "order"), parts)
+        seed_of_order, repeats = mix(seed, epoch, "order"), transforms.aug_repeats
+        order = share(len(dataset), batch_size * world_size, rank, world_size, seed_of_order, parts, repeats)
         sampler = order[begin * batch_size :]
     else:
         sampler = range(rank, len(dataset), world_size)

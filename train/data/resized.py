@@ -1,5 +1,8 @@
 """A data set seen at one size: rendered from the base image, with flips and shifts that depend on nothing but the seed."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,19 +10,23 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from .dataset import ImageDataset
+from .image_transforms import central_crop
 from .images import BadImage
 
 
 class Resized(Dataset):
     """The central square of each image, resized to `size` (bilinear with antialiasing), then flipped and shifted.
 
-    What happens to image `i` follows from (seed, epoch, i) alone, not from workers, batches or what was read before.
+    What happens to image `i` follows from (seed, epoch, i) alone, not from workers, batches or what was read before. With
+    `repeats` an image is there several times: the r-th repetition of image `i` is item `i + r * len(dataset)`.
 
     Args:
         dataset: images at their native size.
         size: side of the rendered images, in pixels.
         hflip: mirror every other image, at random.
         pad: largest shift along each axis, as a fraction of the side; what comes in from outside is the image's reflection.
+        interpolation, crop_pct: of `ImageTransforms`; any but these resize the shorter side by timm's transform of evaluation.
+        repeats: of each image, flipped and shifted independently.
         seed, epoch: of the random numbers.
     """
 
@@ -30,23 +37,29 @@ class Resized(Dataset):
         *,
         hflip: bool = False,
         pad: float = 0.0,
+        interpolation: str = "bilinear",
+        crop_pct: float = 1.0,
+        repeats: int = 1,
         seed: int = 0,
         epoch: int = 0,
     ):
         if size < 1 or not 0 <= pad <= 1:
             raise ValueError(f"need size >= 1 and 0 <= pad <= 1, got size={size}, pad={pad}")
-        self.dataset, self.size = dataset, size
+        self.dataset, self.size, self.repeats = dataset, size, repeats
         self.classes, self.labels = dataset.classes, dataset.labels
+        self.render = partial(render, size=size)
+        if (interpolation, crop_pct) != ("bilinear", 1):
+            self.render = partial(render_each, transform=central_crop(size, interpolation, crop_pct))
         self.augments = hflip or pad > 0
         if self.augments:
             generator = torch.Generator().manual_seed(mix(seed, epoch, "augmentation"))
-            numbers = torch.rand(len(dataset), 3, generator=generator)  # drawn even if unused: pad does not alter flips
+            numbers = torch.rand(len(self), 3, generator=generator)  # drawn even if unused: pad does not alter flips
             most = round(pad * size)
             self.flip = (numbers[:, 0] < 0.5) & hflip  # (len,)
             self.shift = (numbers[:, 1:] * (2 * most + 1)).long().clamp(max=2 * most) - most  # (len, 2) pixels
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self.repeats * len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image (3, size, size) uint8 and label.
@@ -65,17 +78,22 @@ class Resized(Dataset):
         good = [i for i, item in enumerate(items) if not isinstance(item, BadImage)]
         if not good:
             return items
-        images = render([items[i][0] for i in good], self.size)  # (len(good), 3, size, size)
-        if self.augments:
-            chosen = torch.tensor([indices[i] for i in good])
-            images = flip_and_shift(images, self.flip[chosen], self.shift[chosen])
+        images = self.show([items[i][0] for i in good], [indices[i] for i in good])
         for i, image in zip(good, images.unbind(), strict=True):
             items[i] = image, items[i][1]
         return items
 
+    def show(self, images: list[Tensor], indices: list[int]) -> Tensor:
+        """What becomes of the base images (3, H_i, W_i) of these items: (len(images), 3, size, size)."""
+        shown = self.render(images)
+        if self.augments:
+            chosen = torch.tensor(indices)
+            shown = flip_and_shift(shown, self.flip[chosen], self.shift[chosen])
+        return shown
+
     def _read(self, index: int) -> tuple[Tensor, int] | BadImage:
         try:
-            return self.dataset[index]
+            return self.dataset[index % len(self.dataset)]
         except BadImage as error:
             return error
 
@@ -100,6 +118,11 @@ def render(images: list[Tensor], size: int) -> Tensor:
         squares = torch.stack([central_square(images[i], side).permute(1, 2, 0) for i in group]).permute(0, 3, 1, 2)
         rendered[group] = TF.resize(squares, [size, size], TF.InterpolationMode.BILINEAR, antialias=True)
     return rendered
+
+
+def render_each(images: list[Tensor], transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """Images (3, H_i, W_i) by a transform to one size, stacked."""
+    return torch.stack([transform(image) for image in images])
 
 
 def central_square(image: Tensor, side: int) -> Tensor:
