@@ -1,6 +1,6 @@
 """The training loop: stages of (size, epochs, bandlimit), evaluated, logged and saved after every epoch.
 
-Launched by `torchrun --nproc-per-node N -m s4nd.train.cli train CONFIG` it is data-parallel: `batch_size` is the number
+Launched by `torchrun --nproc-per-node N -m s4nd.train CONFIG` it is data-parallel: `batch_size` is the number
 of images or clips per step over all processes, and every step sees the same images as with one process.
 """
 

@@ -38,7 +38,7 @@ def join(device: torch.device) -> Place:
             if os.environ.get(name, "1") != "1":
                 raise ValueError(
                     f"{name}={os.environ[name]}, but these processes were not started by torchrun and would train alone, each "
-                    "over the other's files: start them as `srun torchrun --nnodes ... -m s4nd.train.cli train CONFIG`, or set "
+                    "over the other's files: start them as `srun torchrun --nnodes ... -m s4nd.train CONFIG`, or set "
                     "WORLD_SIZE=1 if this is to be the only one"
                 )
     place = init_distributed_device_so(str(device))
