@@ -1,7 +1,9 @@
 """The command `s4nd`: train, evaluate at several resolutions, export."""
 
 import argparse
+import contextlib
 import copy
+import io
 import os
 import sys
 from collections import Counter
@@ -25,6 +27,7 @@ from .data.names import difference, order_by_name
 from .device import choose_device
 from .engine import DivergedError, train
 from .export import INSTALL, export_model
+from .processes import Place, join, leave
 from .requests import Interrupted
 from .resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, require_matplotlib, table
 from .task import TASKS, Task, agreement, task_of
@@ -138,16 +141,24 @@ def _train(args: argparse.Namespace) -> None:
 
 def _eval(args: argparse.Namespace) -> None:
     require_matplotlib()  # before the minutes of computing
-    device = choose_device(args.device)
+    place = join(choose_device(args.device))
+    try:  # torchrun's processes share the images, and the first one speaks for all
+        with contextlib.redirect_stdout(io.StringIO()) if place.rank else contextlib.nullcontext():
+            _tabulate(args, place)
+    finally:
+        leave()
+
+
+def _tabulate(args: argparse.Namespace, place: Place) -> None:
     task = _task(args)
     curves: list[Curve] = []
     majorities: dict[str, float] = {}
     try:
         for path, name in zip(args.checkpoints, _names(args), strict=True):
-            _curves(path, name, args, device, curves, majorities)
+            _curves(path, name, args, place, curves, majorities)
     finally:  # whatever goes wrong, what has been computed is not lost
         known = [curve for curve in curves if curve.accuracy]
-        if known:
+        if known and place.rank == 0:
             where = args.out or Path(args.checkpoints[0]).with_name("resolution.png")
             constant = _majority_rows(majorities)
             print(table(known, task.metric, constant))
@@ -217,7 +228,7 @@ def _curves(
     path: str,
     name: str,
     args: argparse.Namespace,
-    device: torch.device,
+    place: Place,
     curves: list[Curve],
     majorities: dict[str, float],
 ) -> None:
@@ -249,7 +260,7 @@ def _curves(
         model.register_forward_hook(lambda module, args, logits: logits[:, order])
     if meta.majority:
         majorities[name] = agreement([meta.majority[i] for i in order], dataset.labels)
-    settings = {"batch_size": args.batch_size, "workers": args.workers, "device": device, "skip_bad": args.skip_bad}
+    settings = {"batch_size": args.batch_size, "workers": args.workers, "skip_bad": args.skip_bad} | place._asdict()
     settings |= {"transforms": data.transforms()}
     sizes, trained_size = sorted(set(args.sizes)), config.stages[meta.stage].size
     for frames in sorted(set(args.frames or [data.frames])):

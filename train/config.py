@@ -91,7 +91,8 @@ class InitConfig:
 class StageConfig:
     """A part of the training at one resolution, with a learning-rate schedule of its own."""
 
-    size: int = 16  # pixels per side
+    size: int = 16  # pixels per side, at which the model counts as trained
+    sizes: list[int] | None = None  # of the training batches, one drawn for each; None: size
     epochs: int = 1
     bandlimit: float | None = None  # in units of the Nyquist frequency of the coarser grid; None keeps every mode
     resample: str | None = None  # kernels at other sizes: see s4nd.set_resample; None: as the model has it
@@ -325,6 +326,7 @@ def _problems(config: Config) -> Iterable[str]:
     for i, stage in enumerate(config.stages):
         ranges += [(f"stages.{i}.size", stage.size, 1, None), (f"stages.{i}.epochs", stage.epochs, 1, None)]
         ranges += [(f"stages.{i}.bandlimit", stage.bandlimit, 0, None)]
+        ranges += [(f"stages.{i}.sizes.{j}", size, 1, None) for j, size in enumerate(stage.sizes or [])]
     for key, value, low, high in ranges:
         if value is not None and not (low <= value and (high is None or value <= high) and value < float("inf")):
             yield f"{key} must be {f'in [{low}, {high}]' if high is not None else f'at least {low}'}, got {value}"
@@ -367,6 +369,8 @@ def _problems(config: Config) -> Iterable[str]:
     if not config.stages:
         yield "stages must hold at least one stage such as {size: 16, epochs: 8}, got none"
     for i, stage in enumerate(config.stages):
+        if stage.sizes is not None and (data.name in VIDEO_DATASETS or not stage.sizes):
+            yield f"stages.{i}.sizes must be sizes of images, such as [8, 12, 16], got {stage.sizes} for {data.name}"
         if schedule.warmup_epochs >= stage.epochs:
             warmup = f"schedule.warmup_epochs={schedule.warmup_epochs:g}"
             yield f"{warmup} must be less than stages.{i}.epochs={stage.epochs}"

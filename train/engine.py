@@ -145,10 +145,11 @@ class Trainer:
         model, data = copy.deepcopy(self.model), self.config.data
         clip = [] if data.sampling() is None else [data.frames]
         for i, stage in enumerate(self.config.stages):
-            images = torch.zeros(1, 3, *clip, stage.size, stage.size, dtype=torch.uint8)
             try:
                 enter_stage(model, self.config, i)
-                check_runs(model, to_input(images, model, self.device), self.config.model.name)
+                for size in [stage.size, *(stage.sizes or [])]:
+                    images = torch.zeros(1, 3, *clip, size, size, dtype=torch.uint8)
+                    check_runs(model, to_input(images, model, self.device), self.config.model.name)
             except BackendError:  # at no stage
                 raise
             except REFUSALS as error:
@@ -292,6 +293,7 @@ class Trainer:
             transforms=data.transforms(),
             normalisation=normalisation(self.model),
             sampling=data.sampling(),
+            sizes=self.config.stages[stage].sizes,
             rank=self.rank,
             world_size=self.world_size,
             parts=self.config.accumulate,

@@ -43,6 +43,8 @@ def evaluate_sizes(
     sampling: ClipSampling | None = None,
     control: int | None = None,
     transforms: ImageTransforms | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> dict[int, float]:
     """Accuracy of a model on a data set rendered at each size: the metric of the data's task.
 
@@ -56,6 +58,7 @@ def evaluate_sizes(
         control: the honest rival of running at an unseen size: images rendered at each size are resized to this one, the
             trained one (bilinear with antialiasing), and the model runs there.
         transforms: how images are rendered; None: as `ImageTransforms()` says.
+        rank, world_size: this process and the number of them, which share the images.
 
     Returns:
         {size: accuracy, 0 to 1}.
@@ -88,6 +91,8 @@ def evaluate_sizes(
             pad=0.0,
             transforms=transforms,
             sampling=sampling,
+            rank=rank,
+            world_size=world_size,
             skip_bad=skip_bad,
         )
         if control is not None:

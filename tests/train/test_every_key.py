@@ -430,6 +430,41 @@ def test_stages_epochs(trainer):
         assert run.lr() == pytest.approx(0.01 * cosine(epochs * 3 - 1, epochs * 3))
 
 
+def test_stages_sizes(trainer):
+    """A size is drawn for each batch, the same for all processes and anew in each epoch; images are those of their size."""
+    stages = "stages=[{size: 8, sizes: [6, 8, 11], epochs: 2}]"
+    run, seen = trainer(stages, "batch_size=2"), []
+    for run.epoch in (0, 1, 0):
+        batches = list(run.batches())
+        seen.append([images.shape[-1] for _, images, _ in batches])
+    assert seen[0] == seen[2] != seen[1] and set(seen[0]) == {6, 8, 11} and len(seen[0]) == 24
+    run.world_size, run.config.batch_size, of_rank = 2, 4, []
+    for run.rank in (0, 1):
+        of_rank.append([images.shape[-1] for _, images, _ in run.batches()])
+    assert of_rank[0] == of_rank[1] and len({*of_rank[0]}) > 1
+    run.rank, run.world_size, run.config.batch_size = 0, 1, 2
+    at_8 = plain_images(trainer("stages=[{size: 8, epochs: 1}]"))
+    of_8 = torch.cat([images for (_, images, _), size in zip(batches, seen[2], strict=True) if size == 8])
+    assert is_among(of_8, at_8).all()
+    layers_base = {layer.base_size for layer in layers(run.model)}
+    assert layers_base == {(8, 8)}  # at which it counts as trained
+    assert next(images.shape[-1] for images, _ in run.loader(run.judges, 0, train=False)) == 8
+
+
+@pytest.mark.parametrize("sizes, name", [("[]", "folder"), ("[8, 0]", "folder"), ("[8]", "video")])
+def test_stages_sizes_that_cannot_be_are_refused(config, sizes, name):
+    with pytest.raises(ValueError, match=r"stages.0.sizes"):
+        config(f"stages=[{{size: 8, sizes: {sizes}, epochs: 1}}]", f"data.name={name}")
+
+
+def test_stages_sizes_go_on_within_an_epoch(trainer):
+    run = trainer("stages=[{size: 8, sizes: [6, 8, 11], epochs: 2}]", "batch_size=2")
+    whole = [(images, labels) for _, images, labels in run.batches()]
+    run.position.batches = run.position.steps = 9
+    for (images, labels), (_, again, same) in zip(whole[9:], run.batches(), strict=True):
+        assert torch.equal(images, again) and torch.equal(labels, same)
+
+
 def test_stages_bandlimit(trainer):
     run = trainer(STAGES, "ema=0.5")
     for stage, bandlimit in ((0, 0.5), (1, None), (0, 0.5)):

@@ -31,6 +31,10 @@ FILES = {"last.safetensors", "best.safetensors", "last.state", "log.jsonl"}
 
 def run_processes(count, path, overrides, folders):
     """`s4nd train` in `count` processes that meet as torchrun's do, each in a working directory of its own."""
+    return run_commands(count, ["train", str(path), *overrides], folders)
+
+
+def run_commands(count, command, folders):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -38,7 +42,7 @@ def run_processes(count, path, overrides, folders):
     where["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "s4nd.train.cli", "train", str(path), *overrides],
+            [sys.executable, "-m", "s4nd.train.cli", *command],
             env=os.environ | where | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=folder,
             stdout=subprocess.PIPE,
@@ -172,6 +176,20 @@ def test_divided_run_goes_on_bit_for_bit_from_a_state_of_whole_weights(write_con
     _, again = weights(out)
     assert all(torch.equal(once[key], again[key]) for key in once)
     assert not all(torch.equal(once[key], before[key]) for key in once)
+
+
+@pytest.mark.slow
+def test_processes_share_the_images_of_an_evaluation(write_config, tmp_path, capsys):
+    checkpoint = train(load_config(write_config(), ["stages.0.epochs=1"])) / "last.safetensors"
+    command = ["eval", str(checkpoint), "--sizes", "8", "12", "--control", "--device", "cpu"]
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "one.png")]) == 0
+    alone = capsys.readouterr().out
+    ((out, err), status), ((other, _), _) = run_commands(
+        2, [*command, "--out", str(tmp_path / "two.png")], [tmp_path] * 2
+    )
+    assert status == 0, err
+    assert out.replace("two.png", "one.png") == alone and other == ""
 
 
 # Refused before they begin

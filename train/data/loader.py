@@ -9,6 +9,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .at_sizes import AtSizes, drawn_sizes
 from .augmented import Augmented
 from .clips import Clips, ClipSampling
 from .dataset import ImageDataset
@@ -117,6 +118,7 @@ def make_loader(
     transforms: ImageTransforms | None = None,
     normalisation: tuple[Sequence[float], Sequence[float]] = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     sampling: ClipSampling | None = None,
+    sizes: Sequence[int] | None = None,
     rank: int = 0,
     world_size: int = 1,
     parts: int = 1,
@@ -137,27 +139,35 @@ def make_loader(
         transforms: of images; None: `ImageTransforms()`.
         normalisation: mean and std of the model's input, (C,) each, which random erasing and policies fill with.
         sampling: of the clips, for a data set of videos; None for images.
+        sizes: sides of the training images, one of which is drawn for each step; None: `size`. Not for videos.
         rank, world_size: this process and the number of them.
         parts: in which a training batch is to be run, see `share`.
         begin: batches of the epoch to leave out at its beginning: those before an interruption.
         skip_bad: leave out images that cannot be read, and report them; otherwise they raise BadImage. Default: `train`.
     """
     transforms, augmentation = transforms or ImageTransforms(), dict(hflip=hflip, pad=pad, seed=seed, epoch=epoch)
-    if sampling is not None:
-        if transforms != ImageTransforms():
-            raise ValueError(f"transforms are of images; clips are sampled, got {transforms}")
-        view = Clips(dataset, size, sampling, train=train, hflip=hflip, seed=seed, epoch=epoch)
-    elif train and transforms.changes_images:
-        mean, std = normalisation
-        view = Augmented(dataset, size, transforms, mean=mean, std=std, **augmentation)
-    elif train:
+
+    def augmented(size: int) -> Resized:
+        if transforms.changes_images:
+            mean, std = normalisation
+            return Augmented(dataset, size, transforms, mean=mean, std=std, **augmentation)
         interpolation, repeats = transforms.in_training, transforms.aug_repeats
-        view = Resized(dataset, size, interpolation=interpolation, repeats=repeats, **augmentation)
+        return Resized(dataset, size, interpolation=interpolation, repeats=repeats, **augmentation)
+
+    if sampling is not None:
+        if transforms != ImageTransforms() or sizes:
+            raise ValueError(f"transforms and sizes are of images; clips are sampled, got {transforms} and {sizes=}")
+        view = Clips(dataset, size, sampling, train=train, hflip=hflip, seed=seed, epoch=epoch)
+    elif train:
+        view = AtSizes({each: augmented(each) for each in sizes}) if sizes else augmented(size)
     else:
         view = Resized(dataset, size, interpolation=transforms.interpolation, crop_pct=transforms.crop_pct)
     if train:
         seed_of_order, repeats = mix(seed, epoch, "order"), transforms.aug_repeats
         order = share(len(dataset), batch_size * world_size, rank, world_size, seed_of_order, parts, repeats)
+        if sizes:
+            of_step = drawn_sizes(sizes, -(-len(order) // batch_size), seed, epoch)
+            order = [(of_step[i // batch_size], index) for i, index in enumerate(order)]
         sampler = order[begin * batch_size :]
     else:
         sampler = range(rank, len(dataset), world_size)
