@@ -28,8 +28,9 @@ from .device import choose_device
 from .engine import DivergedError, train
 from .export import INSTALL, export_model
 from .processes import Place, join, leave
+from .report import write_report
 from .requests import Interrupted
-from .resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, require_matplotlib, table
+from .resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, require_matplotlib, save_curves, table
 from .task import TASKS, Task, agreement, task_of
 from .watch import Top, watch
 
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"s4nd {_version()}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, metavar="train|eval|export|convert|watch")
+    commands = parser.add_subparsers(required=True, metavar="train|eval|report|export|convert|watch")
 
     training = commands.add_parser("train", parents=[common], help="train a model", description="Train a model.")
     training.add_argument("config", help="YAML file, such as configs/photos/s4nd_iso_tiny.yaml")
@@ -98,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     testing.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
     testing.add_argument("--out", help="the plot; default: resolution.png beside the first checkpoint")
     testing.set_defaults(command=_eval)
+
+    reporting = commands.add_parser("report", parents=[common], help="what some runs did, as one HTML file")
+    reporting.add_argument("runs", nargs="+", metavar="RUN", help="run directories, such as runs/photos/s4nd_iso_tiny")
+    reporting.add_argument("--out", default="report.html", help="the HTML file; default: report.html")
+    reporting.set_defaults(command=_report)
 
     exporting = commands.add_parser(
         "export", parents=[common], help="a file that runs without s4nd, for one size of images or clips"
@@ -159,10 +165,12 @@ def _tabulate(args: argparse.Namespace, place: Place) -> None:
     finally:  # whatever goes wrong, what has been computed is not lost
         known = [curve for curve in curves if curve.accuracy]
         if known and place.rank == 0:
-            where = args.out or Path(args.checkpoints[0]).with_name("resolution.png")
+            where = Path(args.out or Path(args.checkpoints[0]).with_name("resolution.png"))
             constant = _majority_rows(majorities)
             print(table(known, task.metric, constant))
             print(f"plot: {plot(known, where, task.metric, constant)}")
+            rows = [*known, *(Curve(row, None, dict.fromkeys(known[0].accuracy, x)) for row, x in constant.items())]
+            save_curves(rows, where.with_suffix(".json"))
             print(conclusion(known))
     refused = [f"{curve.name}: {reason}" for curve in curves for reason in curve.refused.values()]
     if refused and not known:
@@ -195,6 +203,10 @@ def _chosen(args: argparse.Namespace) -> list[str]:
     if not chosen or args.data or args.root:
         return []
     return [f"chosen among its epochs by accuracy on this test split, which flatters it: {', '.join(chosen)}"]
+
+
+def _report(args: argparse.Namespace) -> None:
+    print(write_report(args.runs, args.out))
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """Accuracy against resolution: evaluate a model at sizes it was not trained at, as a table, a plot and a sentence."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from .data import ClipSampling, ImageTransforms, make_loader
 from .evaluate import evaluate
+from .files import write_atomically
 from .model import check_runs, to_input
 from .task import task_of
 
@@ -25,6 +27,7 @@ class Curve:
 
 
 NONE: Mapping[str, float] = {}
+CURVES_FILE = "resolution.json"  # beside the plot, by default in the run's folder
 
 
 class SizeRefused(ValueError):
@@ -168,6 +171,14 @@ def plot(
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"the plot must be a .png file, got {path}")
+    figure = plot_curves(curves, metric, constant)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def plot_curves(curves: Sequence[Curve], metric: str = "accuracy", constant: Mapping[str, float] = NONE):
+    """The figure of `plot`."""
     figure = require_matplotlib().Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
     sizes = sorted({size for curve in curves for size in curve.accuracy})
@@ -186,6 +197,30 @@ def plot(
     axes.set_xticks(sizes)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+    return figure
+
+
+def save_curves(curves: Sequence[Curve], path: str | Path) -> Path:
+    """Write the numbers of the table as JSON, for `read_curves`; returns the path."""
+    path = Path(path)
+    trees = [{**asdict(curve), "accuracy": {str(n): a for n, a in curve.accuracy.items()}} for curve in curves]
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    write_atomically(path, (json.dumps(trees, indent=1) + "\n").encode())
     return path
+
+
+def read_curves(path: str | Path) -> list[Curve]:
+    """The inverse of `save_curves`; ValueError if the file holds anything else."""
+    try:
+        trees = json.loads(Path(path).read_text(encoding="utf-8"))
+        return [
+            Curve(
+                str(tree["name"]),
+                None if tree["trained_size"] is None else int(tree["trained_size"]),
+                {int(n): float(a) for n, a in tree["accuracy"].items()},
+                {int(n): str(reason) for n, reason in tree["refused"].items()},
+            )
+            for tree in trees
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not what `s4nd eval` writes: {error!r}") from None

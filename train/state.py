@@ -139,14 +139,15 @@ def carry_over(config: Config, state: dict[str, Any]) -> None:
 
 def config_differences(old: dict, new: dict) -> list[str]:
     """'key: old, now new' for every key that differs and must not."""
-    before, after = _flatten(old), _flatten(new)
+    before, after = flatten(old), flatten(new)
     exempt = EXEMPT | {f"stages.{len(new['stages']) - 1}.epochs"}
     keys = sorted((before.keys() | after.keys()) - exempt)
     return [f"{k}: {before.get(k)}, now {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings and lists by their dotted keys."""
     children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
     if children is None:
         return {prefix: tree}
-    return {k: v for key, child in children for k, v in _flatten(child, f"{prefix}.{key}".lstrip(".")).items()}
+    return {k: v for key, child in children for k, v in flatten(child, f"{prefix}.{key}".lstrip(".")).items()}
