@@ -30,8 +30,8 @@ from .resolution import CURVES_FILE, Curve, plot_curves, read_curves, require_ma
 from .state import flatten
 
 STYLE = """body{font:15px/1.5 sans-serif;max-width:1000px;margin:2em auto;padding:0 1em}table{border-collapse:collapse}
-td,th{padding:.15em .8em;text-align:left;border-bottom:1px solid #ddd}td.differs{background:#fff3c4}pre{background:#f6f6f6;padding:1em}
-img{max-width:100%}"""
+td,th{padding:.15em .8em;text-align:left;border-bottom:1px solid #ddd}td.differs{background:#fff3c4}
+pre{background:#f6f6f6;padding:1em}img{max-width:100%}"""
 HEADS = 6  # of a layer, drawn
 
 
