@@ -122,7 +122,7 @@ class Trainer:
         mixing |= {"switch_prob": config.mixup_switch_prob, "mode": config.mixup_mode}
         self.mixup = self.task.mixup(len(self.classes), **mixing) if mixes else None
         self.epoch = self.step = 0
-        self.position = Position()
+        self.position, self.unreadable = Position(), 0
         self.stage, self.best = -1, -1.0
 
     def initialise(self) -> None:
@@ -183,6 +183,8 @@ class Trainer:
                     f"{self.split}_accuracy": score.accuracy,
                 }
                 record |= {"lr": self.lr(), "seconds": seconds}
+                if unreadable := sum_over_processes([self.unreadable], self.device)[0]:
+                    record["unreadable"] = int(unreadable)
                 record |= {f"{unit}_per_second": (images - images_before) / seconds} | about
                 weights, best = whole_weights(self.weights()), score.accuracy > self.best
                 self.best = max(self.best, score.accuracy)
@@ -363,6 +365,7 @@ class Trainer:
             if count:
                 batch, steps = (images[:count], labels[:count]), steps + 1
                 yield loader.consumed, *batch
+        self.unreadable = loader.unreadable
         if batch is None and steps < self.steps_per_epoch:
             left = (
                 f"mixup and cutmix need two images, {read} could be read"

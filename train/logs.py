@@ -83,6 +83,7 @@ def summary_line(record: dict, epochs: int) -> str:
         f"epoch {record['epoch']}/{epochs}  {record['size']} px  loss {record['train_loss']:.3f}  "
         f"{split} {100 * record[f'{split}_accuracy']:.1f} %{beside}  lr {record['lr']:.2g}  {record['seconds']:.1f} s  "
         f"{record[f'{unit}_per_second']:.0f} {unit}/s"
+        + (f"  {record['unreadable']} could not be read" if "unreadable" in record else "")
     )
 
 

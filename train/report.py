@@ -122,16 +122,17 @@ def _summary(runs: Sequence[Run]) -> str:
 
 def _training(runs: Sequence[Run]):
     figure = require_matplotlib().Figure(figsize=(9.6, 3.2), dpi=110, layout="constrained")
-    loss, accuracy, steps = figure.subplots(1, 3)
+    loss, accuracy, *more = figure.subplots(1, 3 if any(run.steps for run in runs) else 2)
     for i, run in enumerate(runs):
         x, key = [record["epoch"] for record in run.epochs], f"{run.meta.split}_accuracy"
         name = run.folder.name
         loss.plot(x, [record.get("train_loss") for record in run.epochs], color=f"C{i}", label=name)
         accuracy.plot(x, [100 * record.get(key, float("nan")) for record in run.epochs], color=f"C{i}", label=name)
-        steps.plot([r["step"] for r in run.steps], [r.get("loss") for r in run.steps], color=f"C{i}", linewidth=0.7)
+        for steps in more:
+            steps.plot([r["step"] for r in run.steps], [r.get("loss") for r in run.steps], color=f"C{i}", linewidth=0.7)
+            steps.set(xlabel="step", ylabel="loss of the step")
     loss.set(xlabel="epoch", ylabel="training loss")
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
-    steps.set(xlabel="step", ylabel="loss of the step")
     accuracy.legend(frameon=False, fontsize=8)
     return figure
 

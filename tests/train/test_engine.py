@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +188,7 @@ def test_stripes_are_learned(write_config):
 class Batches(list):
     """A loader of which no more could be read than this."""
 
-    consumed = 3
+    consumed, unreadable = 3, 0
 
 
 def test_unreadable_batches_leave_the_number_of_steps(write_config, monkeypatch):
@@ -200,6 +201,19 @@ def test_unreadable_batches_leave_the_number_of_steps(write_config, monkeypatch)
     monkeypatch.setattr(trainer, "loader", lambda *_, **__: batches)
     trainer.train_epoch(0)
     assert seen == [[0, 1, 0]] * 3
+
+
+def test_images_that_cannot_be_read_are_counted_in_each_epoch(write_config, folder, tmp_path, capsys):
+    root = tmp_path / "copy"
+    shutil.copytree(folder, root)
+    for name in ("rows/3.png", "columns/5.png"):
+        (root / "train" / name).write_bytes(b"no image")
+    out = train(load_config(write_config(), [f"data.root={root}"]))
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [record["unreadable"] for record in records] == [2, 2]
+    assert capsys.readouterr().out.count("2 could not be read") == 2
+    whole = train(load_config(write_config(), [f"out={tmp_path / 'whole'}"]))
+    assert not any("unreadable" in json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines())
 
 
 def test_no_readable_image_is_an_error(write_config, monkeypatch):

@@ -34,18 +34,19 @@ class ImageLoader(DataLoader):
 
     Attributes:
         consumed: batches of the present iteration that were asked for, those left out among them.
+        unreadable: images of the present iteration that were left out.
     """
 
-    consumed = 0
+    consumed = unreadable = 0
 
     def __init__(self, dataset: Resized | Clips, *, skip_bad: bool, **options):
         super().__init__(dataset, **options)
         self.skip_bad = skip_bad
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.consumed = 0
+        self.consumed = self.unreadable = 0
         for images, labels, bad in super().__iter__():
-            self.consumed += 1
+            self.consumed, self.unreadable = self.consumed + 1, self.unreadable + len(bad)
             for error in bad:
                 if not self.skip_bad:
                     raise error
