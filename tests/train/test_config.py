@@ -24,7 +24,9 @@ def write(tmp_path):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_config_loads_and_names_its_command(path):
     load_config(path)
-    assert path.read_text().startswith(f"# s4nd train configs/{path.parent.name}/{path.name}")
+    name = f"configs/{path.parent.name}/{path.name}"
+    commands = (f"# s4nd train {name}", f"# torchrun --nproc-per-node 8 -m s4nd.train {name}")
+    assert path.read_text().startswith(commands)
 
 
 @pytest.mark.parametrize(

@@ -129,9 +129,3 @@ def test_config_after_the_paper_has_its_numbers(name):
             )
         found[key] = value
     assert found == PAPER[name]
-
-
-@pytest.mark.parametrize("name", [name for name in ALL if name not in PAPER])
-def test_other_configs_say_that_they_are_not_the_papers_or_what_is_ours(name):
-    head = [line for line in (CONFIGS / name).read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    assert head[0].startswith(f"# s4nd train configs/{name}")
