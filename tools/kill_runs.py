@@ -53,11 +53,9 @@ def run(line: list[str], kills: int, rng: random.Random, longest: float) -> int:
             said = process.communicate(timeout=rng.uniform(0, longest) if killed < kills else None)[1]
         except subprocess.TimeoutExpired:
             number, killed = rng.choice([signal.SIGKILL, signal.SIGTERM]), killed + 1
-            below = children(process.pid)
-            if below and rng.random() < 0.5:
-                os.kill(rng.choice(below), number)
-            else:
-                os.killpg(process.pid, number)
+            below = children(process.pid)  # of torchrun, each in a session of its own
+            for pid in [rng.choice(below)] if below and rng.random() < 0.5 else [process.pid, *below]:
+                os.kill(pid, number)
             said = process.communicate()[1]
             print(f"kill {killed}: {number.name}, status {process.returncode}", flush=True)
             continue
@@ -82,7 +80,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--longest", type=float, default=20.0, help="seconds until a kill, at most")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder, name) for name in ("left", "killed")]

@@ -4,6 +4,7 @@ Launched by `torchrun --nproc-per-node N -m s4nd.train CONFIG` it is data-parall
 of images or clips per step over all processes, and every step sees the same images as with one process.
 """
 
+import contextlib
 import copy
 import signal
 import time
@@ -26,6 +27,7 @@ from .data import build_dataset, make_loader, split_off
 from .data.names import difference
 from .device import choose_device
 from .evaluate import Score, evaluate
+from .files import alone_in
 from .initial import initialise
 from .logs import RunLog, memory_mib, opening, summary_line
 from .model import REFUSALS, build_model, check_runs, enter_stage, normalisation, to_input
@@ -61,11 +63,15 @@ def train(config: Config) -> Path:
             trainer.initialise()
         else:
             trainer.restore(state)
-        if place.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            if state is not None:
-                carry_over(config, state)
-        trainer.fit(folder)
+        with contextlib.ExitStack() as stack:
+
+            def begin() -> None:
+                stack.enter_context(alone_in(folder))
+                if state is not None:
+                    carry_over(config, state)
+
+            from_first(begin)
+            trainer.fit(folder)
     finally:
         leave()
     return folder

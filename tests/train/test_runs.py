@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from s4nd.train.config import OptimConfig, ScheduleConfig, load_config
 from s4nd.train.data import build_dataset, split_off
 from s4nd.train.device import choose_device
 from s4nd.train.engine import Trainer, train
-from s4nd.train.files import write_atomically
+from s4nd.train.files import alone_in, write_atomically
 from s4nd.train.logs import RunLog
 from s4nd.train.optim import create_optimizer, create_schedule
 from s4nd.train.processes import join
@@ -66,6 +67,18 @@ def test_processes_that_torchrun_did_not_start_are_refused(monkeypatch):
             assert join(torch.device("cpu")) == (torch.device("cpu"), 0, 1)
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert join(torch.device("cpu")).world_size == 1
+
+
+def test_two_runs_do_not_write_into_one_folder(write_config, monkeypatch):
+    config = load_config(write_config(), ["resume=auto"])
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    with alone_in(Path(config.out)), pytest.raises(ValueError, match="another process is training in"):
+        train(config)
+    folder = train(config)
+    monkeypatch.setattr(Trainer, "train_epoch", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(load_config(write_config()))
+    assert train(config) == folder  # which was left by the one before
 
 
 # Refused before they begin
