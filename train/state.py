@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .checkpoint import FORMAT_VERSION
-from .config import Config, config_to_dict
+from .config import Config, config_from_dict, config_to_dict
 from .data.names import difference
 from .files import write_atomically
 
@@ -69,7 +69,8 @@ def load_state(folder: Path, config: Config) -> dict[str, Any]:
             raise
         logger.warning("%s; the state before it is taken, %s, and what came after it is trained anew", error, previous)
         state = _read(previous)
-    differing = config_differences(state["config"], config_to_dict(config))
+    kept = config_to_dict(config_from_dict(state["config"], str(path)))  # with the keys that are new since
+    differing = config_differences(kept, config_to_dict(config))
     if differing:
         raise ValueError(f"{folder} holds a run with another config: {'; '.join(differing)}")
     return state

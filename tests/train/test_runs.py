@@ -69,6 +69,18 @@ def test_processes_that_torchrun_did_not_start_are_refused(monkeypatch):
     assert join(torch.device("cpu")).world_size == 1
 
 
+def test_run_of_a_version_without_a_key_goes_on(write_config):
+    path = write_config()
+    folder = train(load_config(path, ["stages.0.epochs=1"]))
+    state = torch.load(folder / "last.state", weights_only=True)
+    for key in ("accumulate", "parallel", "log_every", "mixup_mode"):
+        del state["config"][key]
+    del state["position"], state["scaler"]
+    torch.save(state, folder / "last.state")
+    train(load_config(path, ["resume=auto", "stages.0.epochs=2"]))
+    assert read_checkpoint(folder / "last.safetensors")[2].epoch == 2
+
+
 def test_two_runs_do_not_write_into_one_folder(write_config, monkeypatch):
     config = load_config(write_config(), ["resume=auto"])
     monkeypatch.setattr(files, "PATIENCE", 0.1)
