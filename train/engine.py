@@ -216,7 +216,6 @@ class Trainer:
             self.check_finite()  # NaN must not take the place of a good state
             state = self.state()
             if self.rank == 0:
-                folder.mkdir(parents=True, exist_ok=True)
                 save_state(folder, config, state)
             requests.done()
         if wish == STOP:
