@@ -1,0 +1,180 @@
+"""What the types of a config's keys do not say: ranges, words, and keys that do not go together."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from s4nd.nn.resolution import MODEL_RESAMPLE
+
+from ..data import MOTION, VIDEO_DATASETS, ClipSampling, ImageTransforms
+from .schema import Config, DataConfig
+
+VIDEO_KEYS = ("lists", "split", *(f.name for f in fields(ClipSampling)))
+IMAGE_KEYS = tuple(f.name for f in fields(ImageTransforms))
+
+
+class Range(NamedTuple):
+    """Of a number: low to high, or without an end; `positive`: low itself is not allowed."""
+
+    low: float
+    high: float | None = None
+    positive: bool = False
+
+
+RANGES = {
+    "data.train_limit": Range(1),
+    "data.test_limit": Range(1),
+    "data.val_fraction": Range(0, 1, positive=True),
+    "data.pad": Range(0, 1),
+    "data.workers": Range(0),
+    "data.split": Range(1, 3),
+    "data.frames": Range(1),
+    "data.seconds": Range(0, positive=True),
+    "data.clips": Range(1),
+    "data.scale": Range(1),
+    "data.randaugment": Range(0, 30),
+    "data.gamma": Range(0, positive=True),
+    "optim.lr": Range(0, positive=True),
+    "optim.weight_decay": Range(0),
+    "optim.ssm_lr": Range(0),
+    "optim.clip_grad": Range(0, positive=True),
+    "schedule.warmup_epochs": Range(0),
+    "schedule.min_lr": Range(0),
+    "batch_size": Range(1),
+    "label_smoothing": Range(0, 1),
+    "mixup": Range(0),
+    "cutmix": Range(0),
+    "mixup_prob": Range(0, 1),
+    "mixup_switch_prob": Range(0, 1),
+    "ema": Range(0, 1),
+    "accumulate": Range(1),
+    "log_every": Range(1),
+    "save_every_steps": Range(1),
+    "save_every_minutes": Range(0, positive=True),
+    "seed": Range(0, 2**31 - 1),
+}
+STAGE_RANGES = {"size": Range(1), "sizes": Range(1), "epochs": Range(1), "bandlimit": Range(0, positive=True)}
+
+WORDS = {
+    "mixup_mode": ("batch", "pair", "elem"),
+    "amp": ("none", "bf16", "fp16"),
+    "parallel": ("ddp", "fsdp"),
+    "distribute_bn": (None, "reduce"),
+}
+
+# What the trainer decides itself, and what would load weights or code from elsewhere.
+RESERVED_ARGS = {
+    "num_classes": "it is the number of classes in the data",
+    "img_size": "it is the size of the stage",
+    "features_only": "a classifier is trained",
+    **dict.fromkeys(
+        ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "model_name"),
+        "models are built from their name and trained from scratch",
+    ),
+}
+
+
+def problems(config: Config) -> Iterator[str]:
+    """What cannot be honoured, in the user's words: what was needed, what came."""
+    yield from _out_of_range(config)
+    for key, words in WORDS.items():
+        if (value := getattr(config, key)) not in words:
+            yield f"{key} must be {_either(words)}, got {value!r}"
+    yield from _of_videos(config) if config.data.name in VIDEO_DATASETS else _of_images(config.data)
+    yield from _of_mixing(config)
+    yield from _of_stages(config)
+    if config.init.inflate is not None and config.init.weights is not None:
+        yield "init.inflate and init.weights are two beginnings: set one of them"
+    yield from _of_model(config)
+
+
+def _out_of_range(config: Config) -> Iterator[str]:
+    values = [(key, _value(config, key), limits) for key, limits in RANGES.items()]
+    for i, stage in enumerate(config.stages):
+        for key, limits in STAGE_RANGES.items():
+            value, key = getattr(stage, key), f"stages.{i}.{key}"
+            several = isinstance(value, list)
+            values += [(f"{key}.{j}", x, limits) for j, x in enumerate(value)] if several else [(key, value, limits)]
+    for key, value, (low, high, positive) in values:
+        if value is None:
+            continue
+        if not (low <= value and (high is None or value <= high) and value < float("inf")):
+            yield f"{key} must be {f'in [{low}, {high}]' if high is not None else f'at least {low}'}, got {value}"
+        elif positive and value == 0:
+            yield f"{key} must be positive, got 0"
+    if config.schedule.min_lr > config.optim.lr:
+        yield f"schedule.min_lr must be in [0, {config.optim.lr}], got {config.schedule.min_lr}"
+
+
+def _value(config: Config, path: str) -> Any:
+    value: Any = config
+    for key in path.split("."):
+        value = getattr(value, key)
+    return value
+
+
+def _of_videos(config: Config) -> Iterator[str]:
+    data = config.data
+    for key in _changed(data, IMAGE_KEYS):
+        yield f"data.{key} is for images, and data.name is {data.name}"
+    if config.cutmix:
+        yield "cutmix is for images: it would paste a part of one clip's time into another; use mixup for videos"
+    if data.motion not in (None, *MOTION):
+        yield f"data.motion must be {_either((None, *MOTION))}, got {data.motion!r}"
+    if data.motion and data.frames < 2:
+        yield f"data.motion needs data.frames of at least 2, got {data.frames}"
+    if data.pad:
+        yield "data.pad is for images: clips are cropped at random after data.scale"
+
+
+def _of_images(data: DataConfig) -> Iterator[str]:
+    for key in _changed(data, VIDEO_KEYS):
+        yield f"data.{key} is for videos ({', '.join(VIDEO_DATASETS)}), and data.name is {data.name}"
+    if data.pad and data.crop_scale:
+        yield f"data.pad and data.crop_scale are two ways to crop at random: set one, got {data.pad} and {data.crop_scale}"
+    try:
+        data.transforms()
+    except ValueError as error:
+        yield f"data.{error}"
+
+
+def _of_mixing(config: Config) -> Iterator[str]:
+    if not (config.mixup or config.cutmix):
+        for key in _changed(config, ("mixup_prob", "mixup_mode")):
+            yield f"{key} is of mixup and cutmix: set one of them"
+    if not (config.mixup and config.cutmix) and _changed(config, ("mixup_switch_prob",)):
+        yield "mixup_switch_prob is between mixup and cutmix: set both"
+
+
+def _of_stages(config: Config) -> Iterator[str]:
+    if not config.stages:
+        yield "stages must hold at least one stage such as {size: 16, epochs: 8}, got none"
+    for i, stage in enumerate(config.stages):
+        if stage.sizes is not None and (config.data.name in VIDEO_DATASETS or not stage.sizes):
+            yield f"stages.{i}.sizes must be sizes of images, such as [8, 12, 16], got {stage.sizes} for {config.data.name}"
+        if config.schedule.warmup_epochs >= stage.epochs:
+            warmup = f"schedule.warmup_epochs={config.schedule.warmup_epochs:g}"
+            yield f"{warmup} must be less than stages.{i}.epochs={stage.epochs}"
+        if stage.resample not in (None, *MODEL_RESAMPLE):
+            yield f"stages.{i}.resample must be {_either((None, *MODEL_RESAMPLE))}, got {stage.resample!r}"
+
+
+def _of_model(config: Config) -> Iterator[str]:
+    args = config.model.args
+    for key in args:
+        if key in RESERVED_ARGS:
+            yield f"model.args.{key} cannot be set: {RESERVED_ARGS[key]}"
+    channels = args.get("in_chans", 3)
+    if type(channels) is not int or channels not in (1, 3):
+        yield f"model.args.in_chans must be 3, for colour, or 1, for the luma of {config.data.name}, got {channels!r}"
+
+
+def _changed(node: Config | DataConfig, keys: tuple[str, ...]) -> list[str]:
+    """Those keys that are not at their defaults."""
+    default = type(node)()
+    return [key for key in keys if getattr(node, key) != getattr(default, key)]
+
+
+def _either(words: tuple[str | None, ...]) -> str:
+    *most, last = ("null" if word is None else word for word in words)
+    return f"{', '.join(most)} or {last}"
