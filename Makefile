@@ -9,9 +9,12 @@ DEMO := runs/demo
 # Train on photographs at 16 x 16, then see what is left at 16 to 64: S4ND beside its convolutional twin.
 demo: .venv/demo.stamp
 	rm -rf $(DEMO)
-	$(BIN)/s4nd train configs/photos/s4nd_iso_tiny.yaml out=$(DEMO)/s4nd_iso_tiny
-	$(BIN)/s4nd train configs/photos/conv_iso_tiny.yaml out=$(DEMO)/conv_iso_tiny
+	$(MAKE) -j 2 $(DEMO)/s4nd_iso_tiny/last.safetensors $(DEMO)/conv_iso_tiny/last.safetensors
 	$(BIN)/s4nd eval $(DEMO)/s4nd_iso_tiny/last.safetensors $(DEMO)/conv_iso_tiny/last.safetensors --sizes 16 24 32 48 64 --control --batch-size 16
+
+# Side by side, a thread each: threads of one process wait for each other, the more the busier the machine is.
+$(DEMO)/%/last.safetensors:
+	OMP_NUM_THREADS=1 $(BIN)/s4nd train configs/photos/$*.yaml out=$(DEMO)/$*
 
 # Two processes of one thread each: the tests are many small computations, and torch's threads would only wait for each other.
 test: .venv/test.stamp

@@ -2,36 +2,28 @@
 
 import argparse
 import contextlib
-import copy
 import io
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-import torch
-
-from s4nd import S4ND, set_resample
-from s4nd.models import hold_convolutions
 from s4nd.nn.resolution import MODEL_RESAMPLE
 from s4nd.ops import BackendError
 
-from .checkpoint import load_model, read_checkpoint
+from .checkpoint import read_checkpoint
+from .compare import Comparison, compare
 from .config import load_config
 from .convert import convert_checkpoint
-from .data import LISTED_DATASETS, build_dataset
-from .data.names import difference, order_by_name
 from .device import choose_device
 from .engine import DivergedError, train
 from .export import INSTALL, export_model
-from .processes import Place, join, leave
+from .processes import join, leave
 from .report import write_report
 from .requests import Interrupted
-from .resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, require_matplotlib, save_curves, table
-from .task import TASKS, Task, agreement, task_of
+from .resolution import require_matplotlib
+from .task import TASKS
 from .watch import Top, watch
 
 USER_ERRORS = (ValueError, KeyError, OSError, ImportError, BackendError, DivergedError)
@@ -150,59 +142,9 @@ def _eval(args: argparse.Namespace) -> None:
     place = join(choose_device(args.device))
     try:  # torchrun's processes share the images, and the first one speaks for all
         with contextlib.redirect_stdout(io.StringIO()) if place.rank else contextlib.nullcontext():
-            _tabulate(args, place)
+            compare(Comparison(**{f.name: getattr(args, f.name) for f in fields(Comparison)}), place)
     finally:
         leave()
-
-
-def _tabulate(args: argparse.Namespace, place: Place) -> None:
-    task = _task(args)
-    curves: list[Curve] = []
-    majorities: dict[str, float] = {}
-    try:
-        for path, name in zip(args.checkpoints, _names(args), strict=True):
-            _curves(path, name, args, place, curves, majorities)
-    finally:  # whatever goes wrong, what has been computed is not lost
-        known = [curve for curve in curves if curve.accuracy]
-        if known and place.rank == 0:
-            where = Path(args.out or Path(args.checkpoints[0]).with_name("resolution.png"))
-            constant = _majority_rows(majorities)
-            print(table(known, task.metric, constant))
-            print(f"plot: {plot(known, where, task.metric, constant)}")
-            rows = [*known, *(Curve(row, None, dict.fromkeys(known[0].accuracy, x)) for row, x in constant.items())]
-            save_curves(rows, where.with_suffix(".json"))
-            print(conclusion(known))
-    refused = [f"{curve.name}: {reason}" for curve in curves for reason in curve.refused.values()]
-    if refused and not known:
-        raise ValueError("; ".join(refused))
-    print("".join(f"{line}\n" for line in [*refused, *_chosen(args)]), end="")
-
-
-def _task(args: argparse.Namespace) -> Task:
-    """Of all checkpoints, whose figures stand in one table.
-
-    Raises:
-        ValueError: they have several.
-    """
-    tasks = {read_checkpoint(path)[2].task: path for path in args.checkpoints}
-    if len(tasks) > 1:
-        found = ", ".join(f"{path} is {name}" for name, path in tasks.items())
-        raise ValueError(f"accuracies of different tasks do not stand in one table: {found}")
-    return TASKS[next(iter(tasks))]
-
-
-def _majority_rows(majorities: dict[str, float]) -> dict[str, float]:
-    """Rows of the table for each checkpoint's majority; one for all where they agree."""
-    values = {*majorities.values()}
-    return {"majority": values.pop()} if len(values) == 1 else {f"{k}, majority": v for k, v in majorities.items()}
-
-
-def _chosen(args: argparse.Namespace) -> list[str]:
-    """What flatters the table: checkpoints that were chosen by their accuracy on the images of the table."""
-    chosen = [path for path in args.checkpoints if (meta := read_checkpoint(path)[2]).best and meta.split == "test"]
-    if not chosen or args.data or args.root:
-        return []
-    return [f"chosen among its epochs by accuracy on this test split, which flatters it: {', '.join(chosen)}"]
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -234,100 +176,6 @@ def _watch(args: argparse.Namespace) -> None:
         print(f"{seconds:8.2f} s  {classes}", flush=True)
 
     watch(args.checkpoint, args.video, show, args.every, args.top)
-
-
-def _curves(
-    path: str,
-    name: str,
-    args: argparse.Namespace,
-    place: Place,
-    curves: list[Curve],
-    majorities: dict[str, float],
-) -> None:
-    """Append the curve of a checkpoint, or for videos one for each of args.frames, and fill it size by size.
-
-    Of a multi-label checkpoint also enter what its majority is worth on the data, whatever the size.
-    """
-    model, config, meta = load_model(path)
-    data = config.data
-    source = replace(data, name=args.data or data.name)
-    if (source.sampling() is None) != (data.sampling() is None):
-        raise ValueError(
-            f"{path} was trained on {data.name}, and {source.name} is not of the same kind: images or videos"
-        )
-    if args.frames and data.sampling() is None:
-        raise ValueError(f"--frames is for videos, and {path} was trained on the images of {data.name}")
-    root = args.root if args.root or args.data else data.root
-    limit = data.test_limit if args.limit is None else args.limit
-    lists = data.lists if source.name in LISTED_DATASETS else None
-    dataset = build_dataset(source.name, root, "test", limit=limit, lists=lists, official_split=data.split)
-    if task_of(dataset.labels).name != meta.task:
-        raise ValueError(f"{path} is {meta.task}, and the data of {source.name} is {task_of(dataset.labels).name}")
-    order = list(range(len(meta.classes)))
-    if list(dataset.classes) != meta.classes:
-        order = order_by_name(dataset.classes, meta.classes)
-        if order is None:
-            odd = difference(meta.classes, dataset.classes, "the checkpoint", "the data")
-            raise ValueError(f"{path} was trained on other classes than those of {source.name}: {odd}")
-        model.register_forward_hook(lambda module, args, logits: logits[:, order])
-    if meta.majority:
-        majorities[name] = agreement([meta.majority[i] for i in order], dataset.labels)
-    settings = {"batch_size": args.batch_size, "workers": args.workers, "skip_bad": args.skip_bad} | place._asdict()
-    settings |= {"transforms": data.transforms()}
-    sizes, trained_size = sorted(set(args.sizes)), config.stages[meta.stage].size
-    for frames in sorted(set(args.frames or [data.frames])):
-        sampling = data.sampling() and replace(data.sampling(), frames=frames)
-        if sampling:
-            print(f"{name}: {sampling.protocol()}", flush=True)
-        row = f"{name}, {frames} frames" if args.frames else name
-        for way in args.resample or [None]:
-            try:
-                variant = _resampled(model, way, trained_size)
-            except ValueError as error:  # of this model alone
-                print(f"{row}, {way}: {error}", flush=True)
-                continue
-            rows = {f"{row}, {way}" if way else row: None}
-            if args.control and way in (None, (args.resample or [None])[0]):  # all ways are one at the trained size
-                rows[f"{row}, control"] = trained_size
-            for label, control in rows.items():
-                accuracy, refused = {}, {}
-                curves.append(Curve(label, trained_size, accuracy, refused))
-                for size in sizes:
-                    try:
-                        accuracy |= evaluate_sizes(
-                            variant, dataset, [size], sampling=sampling, control=control, **settings
-                        )
-                    except SizeRefused as error:
-                        refused[size] = str(error)
-
-
-def _resampled(model: torch.nn.Module, way: str | None, trained_size: int) -> torch.nn.Module:
-    """The model, or a copy that goes another way to sizes that it was not trained at."""
-    if way is None:
-        return model
-    if way in ("continuous", "fold") and not any(isinstance(module, S4ND) for module in model.modules()):
-        if way == "continuous":  # what convolutions do at any size
-            return model
-        raise ValueError("left out: fold is for S4ND layers, of which it has none")
-    model = copy.deepcopy(model)
-    if way not in ("continuous", "fold"):
-        hold_convolutions(model, trained_size)
-    set_resample(model, way)
-    return model
-
-
-def _names(args: argparse.Namespace) -> list[str]:
-    """The models' names; where two checkpoints have the same one, with the run directory, or else the whole path."""
-    models = [read_checkpoint(path)[1].model.name for path in args.checkpoints]
-    paths = [Path(path) for path in args.checkpoints]
-    for where in ([path.parent.name for path in paths], args.checkpoints):
-        names = [
-            model if Counter(models)[model] == 1 else f"{model} ({place})"
-            for model, place in zip(models, where, strict=True)
-        ]
-        if len(set(names)) == len(names):
-            break
-    return names
 
 
 def _version() -> str:

@@ -11,6 +11,8 @@ from torch import distributed as dist
 
 from s4nd.ops.precision import widest
 
+from . import rendezvous
+
 T = TypeVar("T")
 LAUNCHERS = (
     "SLURM_NTASKS",
@@ -41,7 +43,7 @@ def join(device: torch.device) -> Place:
                     "over the other's files: start them as `srun torchrun --nnodes ... -m s4nd.train CONFIG`, or set "
                     "WORLD_SIZE=1 if this is to be the only one"
                 )
-    place = init_distributed_device_so(str(device))
+    place = init_distributed_device_so(str(device), dist_url=rendezvous.URL)
     return Place(torch.device(place["device"]), place["global_rank"], place["world_size"])
 
 

@@ -101,10 +101,10 @@ def test_training_step_sees_luma(config, monkeypatch):
     trainer = Trainer(config(), CPU)
     trainer.enter(0)
     seen = []
-    trainer.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    trainer.learner.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     trainer.train_step(images, torch.tensor([0, 1, 0, 1]))
-    assert torch.equal(seen[0], to_input(images, trainer.model, CPU)) and seen[0].shape == (4, 1, 32, 32)
+    assert torch.equal(seen[0], to_input(images, trainer.learner.model, CPU)) and seen[0].shape == (4, 1, 32, 32)
 
 
 def test_eval_of_a_grey_model_gives_the_accuracy_of_its_training(config, capsys):

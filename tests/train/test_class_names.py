@@ -88,9 +88,9 @@ def test_run_begins_with_a_classifier_by_name_through_the_whole_trainer(config, 
     first = train(config(f"out={tmp_path / 'first'}")) / "last.safetensors"
     run = config(f"init.weights={first}", f"data.root={renamed({'rows': 'a'})}", "seed=3")
     trainer = Trainer(run, torch.device("cpu"))
-    drawn = trainer.model.state_dict()["head.fc.weight"].clone()
-    trainer.initialise()
-    assert torch.equal(trainer.model.state_dict()["head.fc.weight"], drawn)
+    drawn = trainer.learner.model.state_dict()["head.fc.weight"].clone()
+    trainer.learner.initialise()
+    assert torch.equal(trainer.learner.model.state_dict()["head.fc.weight"], drawn)
     assert "only in the file: rows; only in the data: a; classifier as drawn" in capsys.readouterr().out
 
 
@@ -112,7 +112,7 @@ def test_eval_brings_the_same_classes_in_another_order_by_name(config, folder, c
         monkeypatch.setattr(type(data), "__getitem__", lambda self, i: (read(self, i)[0], int(self.labels[i])))
         return data
 
-    monkeypatch.setattr("s4nd.train.cli.build_dataset", backwards)
+    monkeypatch.setattr("s4nd.train.compare.build_dataset", backwards)
     status, out, _ = evaluate(path, folder, capsys)
     assert status == 0 and f"{100 * accuracy:.1f} % at 8 (trained)" in out
 
@@ -129,7 +129,7 @@ def test_trainer_refuses_test_data_of_other_classes(config, monkeypatch):
         data.classes = data.classes if split == "train" else ["columns", "waves"]
         return data
 
-    monkeypatch.setattr("s4nd.train.engine.build_dataset", build)
+    monkeypatch.setattr("s4nd.train.splits.build_dataset", build)
     with pytest.raises(
         ValueError, match=r"the same classes: only in the training data: rows; only in the test data: waves$"
     ):

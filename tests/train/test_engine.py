@@ -160,7 +160,7 @@ def test_nan_stops_with_step_and_epoch_and_keeps_the_checkpoint(write_config, mo
             train_step(self, images, labels)
         if self.step == at:
             with torch.no_grad():
-                next(self.model.parameters()).fill_(float("nan"))
+                next(self.learner.model.parameters()).fill_(float("nan"))
         if what == "loss":
             train_step(self, images, labels)
 
@@ -235,7 +235,7 @@ def trainer(config):
 def test_model_trains_in_training_mode_and_is_tested_in_evaluation_mode(config):
     trainer, modes = Trainer(config("ema=null"), torch.device("cpu")), []
     trainer.enter(0)
-    trainer.model.register_forward_hook(lambda model, *_: modes.append(model.training))
+    trainer.learner.model.register_forward_hook(lambda model, *_: modes.append(model.training))
     for epoch in range(2):
         trainer.train_epoch(epoch)
         trainer.test()
@@ -244,22 +244,22 @@ def test_model_trains_in_training_mode_and_is_tested_in_evaluation_mode(config):
 
 def test_averaged_weights_are_evaluated(trainer):
     with torch.no_grad():
-        for p in trainer.ema.module.head.parameters():
+        for p in trainer.learner.ema.module.head.parameters():
             p.zero_()
     assert trainer.test().loss == pytest.approx(torch.tensor(2.0).log().item())
 
 
 def test_gradient_of_a_step_is_its_own(trainer):
     """After two steps it is what it is without the first; the weights are put back, and nothing is drawn between."""
-    images, labels = next(iter(trainer.loader(trainer.train_set, 0, train=True)))
-    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    images, labels = next(iter(trainer.loader(trainer.splits.train, 0, train=True)))
+    start = {name: value.clone() for name, value in trainer.learner.model.state_dict().items()}
     gradients = []
     for _ in range(2):
-        trainer.model.load_state_dict(start)
+        trainer.learner.model.load_state_dict(start)
         trainer.step = 0  # its number gives the noise
-        trainer.model.train()
+        trainer.learner.model.train()
         trainer.train_step(images, labels)
-        gradients.append([p.grad.clone() for p in trainer.model.parameters()])
+        gradients.append([p.grad.clone() for p in trainer.learner.model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -268,8 +268,8 @@ def test_loss_of_an_epoch_is_the_mean_over_its_images(trainer, monkeypatch):
     labels = [torch.zeros(n, dtype=torch.long) for n in (4, 2)]
     batches = [(i + 1, torch.zeros(len(x), 3, 8, 8), x) for i, x in enumerate(labels)]
     monkeypatch.setattr(trainer, "batches", lambda: batches)
-    weight = next(trainer.model.parameters())
-    monkeypatch.setattr(trainer.steps(), "_loss", lambda images, labels: 0 * weight.sum() + len(labels))
+    weight = next(trainer.learner.model.parameters())
+    monkeypatch.setattr(trainer.learner.steps(), "_loss", lambda images, labels: 0 * weight.sum() + len(labels))
     assert trainer.train_epoch(0) == (pytest.approx((4 * 4 + 2 * 2) / 6), 6)
 
 
@@ -281,8 +281,8 @@ def test_losses_and_scores_are_summed_over_the_processes(trainer, monkeypatch):
         return [sums[0] + 3 * count, *sums[1:], 4 * count] if len(sums) == 2 else [*sums, 4 * count]
 
     alone = trainer.test()
-    weight = next(trainer.model.parameters())
-    monkeypatch.setattr(trainer.steps(), "_loss", lambda images, labels: 0 * weight.sum() + 3.0)
+    weight = next(trainer.learner.model.parameters())
+    monkeypatch.setattr(trainer.learner.steps(), "_loss", lambda images, labels: 0 * weight.sum() + 3.0)
     loss, images = trainer.train_epoch(0)
     monkeypatch.setattr(engine, "sum_over_processes", summed)
     monkeypatch.setattr(evaluate, "sum_over_processes", summed)
@@ -295,8 +295,8 @@ def test_noise_of_a_step_follows_from_seed_epoch_step_process_and_part(trainer):
     """But for the shares of mixup, which are those of the first process and part for all."""
 
     def noise(epoch, step, rank, part):
-        trainer.steps().rank = rank
-        trainer.steps()._seed(epoch, step, part)
+        trainer.learner.steps().rank = rank
+        trainer.learner.steps()._seed(epoch, step, part)
         return torch.rand(1).item(), np.random.rand()  # noqa: NPY002  it is what Mixup draws from
 
     first, *later, other_process, other_part = (
@@ -311,15 +311,15 @@ def test_noise_of_a_step_follows_from_seed_epoch_step_process_and_part(trainer):
 def test_epochs_of_a_run_have_orders_of_their_own(trainer):
     orders = []
     for trainer.epoch in (0, 1, 0):
-        orders.append(list(trainer.loader(trainer.train_set, 0, train=True).sampler))
+        orders.append(list(trainer.loader(trainer.splits.train, 0, train=True).sampler))
     assert orders[0] == orders[2] != orders[1]
 
 
 def test_stage_begins_with_an_optimizer_without_moments(trainer):
     trainer.train_epoch(0)
-    assert trainer.optimizer.state
+    assert trainer.learner.optimizer.state
     trainer.enter(1)
-    assert not trainer.optimizer.state
+    assert not trainer.learner.optimizer.state
 
 
 def saved_epochs(folder):

@@ -19,11 +19,12 @@ from timm.utils import random_seed
 import s4nd.models
 from s4nd import S4ND
 from s4nd.models.s4nd_iso import ConvMixer
-from s4nd.train import engine, requests
+from s4nd.train import engine, learner, requests
 from s4nd.train.config import Config, StageConfig, load_config
 from s4nd.train.data import Clips
 from s4nd.train.engine import Trainer, train
 from s4nd.train.model import build_model, to_input
+from s4nd.train.processes import Place
 
 CPU = torch.device("cpu")
 STAGES = "stages=[{size: 8, epochs: 2, bandlimit: 0.5}, {size: 10, epochs: 3}]"
@@ -48,13 +49,18 @@ def trainer(config):
     return begin
 
 
+def place(trainer, rank, world_size):
+    """Let it be one of several processes, after it began alone."""
+    trainer.place = trainer.learner.place = Place(CPU, rank, world_size)
+
+
 def batch(trainer):
-    return next(iter(trainer.loader(trainer.train_set, 0, train=True)))
+    return next(iter(trainer.loader(trainer.splits.train, 0, train=True)))
 
 
 def plain_images(trainer):
     """Every training image as it is evaluated."""
-    return torch.cat([images for images, _ in trainer.loader(trainer.train_set, 0, train=False)])
+    return torch.cat([images for images, _ in trainer.loader(trainer.splits.train, 0, train=False)])
 
 
 def is_among(images, others):
@@ -69,14 +75,14 @@ def parameters(model):
 def step(trainer, count=1):
     """The losses of steps on the first batch."""
     images, labels = batch(trainer)
-    trainer.model.train()
+    trainer.learner.model.train()
     return [loss_of(trainer, images, labels) for _ in range(count)]
 
 
 def loss_of(trainer, images, labels):
     """Of a step."""
     trainer.train_step(images, labels)
-    return trainer.steps().loss.item()
+    return trainer.learner.steps().loss.item()
 
 
 # ---- data
@@ -84,14 +90,14 @@ def loss_of(trainer, images, labels):
 
 def test_data_name(trainer):
     pytest.importorskip("skimage", reason="needs the extra: pip install 's4nd[demo]'")
-    assert len(trainer("data.name=photos", "data.root=null").train_set.classes) == 14
+    assert len(trainer("data.name=photos", "data.root=null").splits.train.classes) == 14
 
 
 def test_data_root(trainer, tmp_path):
     for path in ("train/here/0.png", "train/there/0.png", "test/here/0.png", "test/there/0.png"):
         (tmp_path / path).parent.mkdir(parents=True)
         Image.new("RGB", (12, 12)).save(tmp_path / path)
-    assert trainer(f"data.root={tmp_path}").train_set.classes == ["here", "there"]
+    assert trainer(f"data.root={tmp_path}").splits.train.classes == ["here", "there"]
 
 
 def test_data_train_limit(trainer):
@@ -107,7 +113,7 @@ def test_data_test_limit(trainer):
 def test_data_val_fraction(trainer):
     """A quarter of the 24 training images of each class choose the best epoch; the others are trained on."""
     apart = trainer("data.val_fraction=0.25")
-    counts = [np.bincount(part.labels).tolist() for part in (apart.train_set, apart.judges)]
+    counts = [np.bincount(part.labels).tolist() for part in (apart.splits.train, apart.splits.judges)]
     assert counts == [[18, 18], [6, 6]] and apart.test().images == 12
 
 
@@ -161,9 +167,9 @@ def test_data_interpolation(trainer):
     for way, invents in (("nearest", False), ("lanczos", True)):
         run = trainer(f"data.interpolation={way}")
         values = {label: set() for label in (0, 1)}
-        for i in range(len(run.train_set)):
-            values[run.train_set[i][1]] |= {tuple(colour) for colour in run.train_set[i][0].flatten(1).T.tolist()}
-        for images, labels in (batch(run), next(iter(run.loader(run.train_set, 0, train=False)))):
+        for i in range(len(run.splits.train)):
+            values[run.splits.train[i][1]] |= {tuple(colour) for colour in run.splits.train[i][0].flatten(1).T.tolist()}
+        for images, labels in (batch(run), next(iter(run.loader(run.splits.train, 0, train=False)))):
             found = [
                 {tuple(colour) for colour in image.flatten(1).T.tolist()} <= values[label]
                 for image, label in zip(images, labels.tolist(), strict=True)
@@ -181,7 +187,7 @@ def test_data_train_interpolation(trainer):
 def test_data_crop_pct(trainer):
     """Of 12 pixels the middle 8, where the shorter side is resized to 12 for 8: of training images the whole is seen."""
     run, whole = trainer("data.crop_pct=0.6666"), trainer()
-    native = torch.stack([run.train_set[i][0] for i in range(len(run.train_set))])
+    native = torch.stack([run.splits.train[i][0] for i in range(len(run.splits.train))])
     assert torch.equal(plain_images(run), native[..., 2:10, 2:10])
     assert torch.equal(batch(run)[0], batch(whole)[0])
 
@@ -222,7 +228,7 @@ def test_data_remode(trainer):
         where, images = erased(trainer, "data.reprob=1", f"data.remode={mode}")
         colours[mode] = [image[:, inside].unique(dim=1).T for image, inside in zip(images, where, strict=True)]
     run = trainer()
-    mean = (255 * torch.tensor(run.model.pretrained_cfg["mean"])).round().byte()
+    mean = (255 * torch.tensor(run.learner.model.pretrained_cfg["mean"])).round().byte()
     assert all(torch.equal(colour, mean[None]) for colour in colours["const"])
     assert all(len(colour) == 1 for colour in colours["rand"]) and torch.cat(colours["rand"]).unique(dim=0).numel() > 3
     assert any(len(colour) > 1 for colour in colours["pixel"])
@@ -243,7 +249,7 @@ def test_data_recount(trainer, monkeypatch):
 def test_data_aug_repeats(trainer):
     """48 images an epoch, of 16 kinds: three of each in a row of 16, flipped independently."""
     run = trainer("data.aug_repeats=3", "data.hflip=true")
-    loader = run.loader(run.train_set, 0, train=True)
+    loader = run.loader(run.splits.train, 0, train=True)
     seen = torch.tensor(list(loader.sampler))
     assert len(seen) == 48 and (seen % 48).unique(return_counts=True)[1].tolist() == [3] * 16
     assert torch.equal(seen % 48, (seen % 48)[::3].repeat_interleave(3))
@@ -278,12 +284,12 @@ def names(dataset):
 
 def test_data_lists(listed, config):
     trainer = Trainer(video(config, *listed), CPU)
-    assert (names(trainer.train_set), names(trainer.judges)) == (["0.avi"] * 2, ["1.avi"] * 2)
+    assert (names(trainer.splits.train), names(trainer.splits.judges)) == (["0.avi"] * 2, ["1.avi"] * 2)
 
 
 def test_data_split(listed, config):
     trainer = Trainer(video(config, *listed, "data.split=2"), CPU)
-    assert (names(trainer.train_set), names(trainer.judges)) == (["2.avi"] * 2, ["0.avi"] * 2)
+    assert (names(trainer.splits.train), names(trainer.splits.judges)) == (["2.avi"] * 2, ["0.avi"] * 2)
 
 
 def video(config, *overrides):
@@ -306,7 +312,7 @@ def clips(config, write_video):
             last = write_video(f"videos/{name}.mp4", 60, noise=noise, grey=lambda i: 4 * i)
         source = ["data.name=video", f"data.root={last.parents[2]}"]
         trainer = Trainer(video(config, *source, *overrides), CPU)
-        dataset = trainer.train_set if train else trainer.judges
+        dataset = trainer.splits.train if train else trainer.splits.judges
         return next(iter(trainer.loader(dataset, 0, train=train)))[0]
 
     return see
@@ -377,11 +383,11 @@ def test_data_motion(clips):
 
 def test_model_name(write_config):
     trainer = Trainer(load_config(write_config("conv_iso_tiny")), CPU)
-    assert isinstance(trainer.model.blocks[0].mixer, ConvMixer)
+    assert isinstance(trainer.learner.model.blocks[0].mixer, ConvMixer)
 
 
 def test_model_args(trainer):
-    model = trainer("model.args.depth=3").model
+    model = trainer("model.args.depth=3").learner.model
     assert len(model.blocks) == 3 and model.stem.weight.shape[0] == 8
 
 
@@ -389,8 +395,8 @@ def test_init_weights(config, tmp_path):
     source = build_model(config("seed=1"), 2)
     save_file(source.state_dict(), tmp_path / "x.safetensors")
     trainer = Trainer(config(f"init.weights={tmp_path / 'x.safetensors'}"), CPU)
-    trainer.initialise()
-    own = {name: p for name, p in trainer.model.named_parameters() if not name.startswith("head.fc.")}
+    trainer.learner.initialise()
+    own = {name: p for name, p in trainer.learner.model.named_parameters() if not name.startswith("head.fc.")}
     assert len(own) > 5 and all(torch.equal(p, source.get_parameter(name)) for name, p in own.items())
 
 
@@ -399,9 +405,9 @@ def test_init_inflate(config, tmp_path, listed):
     source = s4nd.models.s4nd_convnext.s4nd_convnext_tiny(**args)
     save_file(source.state_dict(), tmp_path / "x.safetensors")
     trainer = Trainer(video(config, *listed, f"init.inflate={tmp_path / 'x.safetensors'}"), CPU)
-    trainer.initialise()
+    trainer.learner.initialise()
     fc1 = "stages.0.blocks.0.mlp.fc1.weight"
-    assert torch.equal(trainer.model.get_parameter(fc1), source.get_parameter(fc1))
+    assert torch.equal(trainer.learner.model.get_parameter(fc1), source.get_parameter(fc1))
 
 
 # ---- stages
@@ -415,9 +421,9 @@ def test_stages_size(trainer):
     run = trainer(STAGES)
     for stage, size in ((0, 8), (1, 10)):
         run.enter(stage)
-        images, _ = next(iter(run.loader(run.train_set, stage, train=True)))
+        images, _ = next(iter(run.loader(run.splits.train, stage, train=True)))
         assert images.shape[2:] == (size, size)
-        assert [layer.base_size for layer in layers(run.model)] == [(size, size)] * 2
+        assert [layer.base_size for layer in layers(run.learner.model)] == [(size, size)] * 2
 
 
 def test_stages_epochs(trainer):
@@ -426,8 +432,8 @@ def test_stages_epochs(trainer):
     assert run.plan() == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
     for stage, epochs in ((0, 2), (1, 3)):
         run.enter(stage)
-        run.schedule.step_update(epochs * 3 - 1)  # of 3 steps an epoch
-        assert run.lr() == pytest.approx(0.01 * cosine(epochs * 3 - 1, epochs * 3))
+        run.learner.schedule.step_update(epochs * 3 - 1)  # of 3 steps an epoch
+        assert run.learner.lr() == pytest.approx(0.01 * cosine(epochs * 3 - 1, epochs * 3))
 
 
 def test_stages_sizes(trainer):
@@ -438,17 +444,19 @@ def test_stages_sizes(trainer):
         batches = list(run.batches())
         seen.append([images.shape[-1] for _, images, _ in batches])
     assert seen[0] == seen[2] != seen[1] and set(seen[0]) == {6, 8, 11} and len(seen[0]) == 24
-    run.world_size, run.config.batch_size, of_rank = 2, 4, []
-    for run.rank in (0, 1):
+    run.config.batch_size, of_rank = 4, []
+    for rank in (0, 1):
+        place(run, rank, 2)
         of_rank.append([images.shape[-1] for _, images, _ in run.batches()])
     assert of_rank[0] == of_rank[1] and len({*of_rank[0]}) > 1
-    run.rank, run.world_size, run.config.batch_size = 0, 1, 2
+    place(run, 0, 1)
+    run.config.batch_size = 2
     at_8 = plain_images(trainer("stages=[{size: 8, epochs: 1}]"))
     of_8 = torch.cat([images for (_, images, _), size in zip(batches, seen[2], strict=True) if size == 8])
     assert is_among(of_8, at_8).all()
-    layers_base = {layer.base_size for layer in layers(run.model)}
+    layers_base = {layer.base_size for layer in layers(run.learner.model)}
     assert layers_base == {(8, 8)}  # at which it counts as trained
-    assert next(images.shape[-1] for images, _ in run.loader(run.judges, 0, train=False)) == 8
+    assert next(images.shape[-1] for images, _ in run.loader(run.splits.judges, 0, train=False)) == 8
 
 
 @pytest.mark.parametrize("sizes, name", [("[]", "folder"), ("[8, 0]", "folder"), ("[8]", "video")])
@@ -469,7 +477,7 @@ def test_stages_bandlimit(trainer):
     run = trainer(STAGES, "ema=0.5")
     for stage, bandlimit in ((0, 0.5), (1, None), (0, 0.5)):
         run.enter(stage)
-        for model in (run.model, run.ema.module):
+        for model in (run.learner.model, run.learner.ema.module):
             assert [layer.bandlimit for layer in layers(model)] == [bandlimit] * 2
 
 
@@ -479,7 +487,7 @@ def test_stages_resample(trainer):
     )
     for stage, way in ((0, "hold"), (1, "continuous")):
         run.enter(stage)
-        for model in (run.model, run.ema.module):
+        for model in (run.learner.model, run.learner.ema.module):
             assert [layer.resample for layer in layers(model)] == [(way, way)] * 2
             size = run.config.stages[stage].size
             assert [layer.base_size for layer in layers(model)] == [(size, size)] * 2
@@ -490,10 +498,10 @@ def test_kernels_that_are_not_continuous_stay_those_of_the_stage_that_they_come_
     stages = ", ".join(f"{{size: {n}, epochs: 1, resample: {way}}}" for n, way in zip((8, 10), ways, strict=True))
     run = trainer(f"stages=[{stages}]")
     run.enter(0)
-    before = {name: p.clone() for name, p in run.model.named_parameters()}
+    before = {name: p.clone() for name, p in run.learner.model.named_parameters()}
     run.enter(1)
-    assert [layer.base_size for layer in layers(run.model)] == [(base, base)] * 2
-    same = all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+    assert [layer.base_size for layer in layers(run.learner.model)] == [(base, base)] * 2
+    same = all(torch.equal(p, before[name]) for name, p in run.learner.model.named_parameters())
     assert same == (base == 8)
 
 
@@ -502,16 +510,16 @@ def test_kernels_that_are_not_continuous_stay_those_of_the_stage_that_they_come_
 
 def moved(run):
     """How far each parameter goes in the first step of a stage."""
-    before = parameters(run.model)
+    before = parameters(run.learner.model)
     step(run)
-    return {name: (p.detach() - before[name]).abs().max().item() for name, p in run.model.named_parameters()}
+    return {name: (p.detach() - before[name]).abs().max().item() for name, p in run.learner.model.named_parameters()}
 
 
 def test_optim_lr(trainer):
     """Adam's first step is lr along the sign of each gradient that is not as small as its epsilon."""
     for lr in (0.01, 0.003):
         run = trainer(f"optim.lr={lr}", "optim.weight_decay=0")
-        assert moved(run)["head.fc.bias"] == pytest.approx(lr, rel=1e-3) and run.lr() == lr
+        assert moved(run)["head.fc.bias"] == pytest.approx(lr, rel=1e-3) and run.learner.lr() == lr
 
 
 def test_optim_ssm_lr(trainer):
@@ -524,11 +532,11 @@ def test_optim_ssm_lr(trainer):
 def test_optim_weight_decay(trainer):
     """Without a gradient AdamW multiplies what decays by 1 - lr * weight_decay, and leaves the rest."""
     run = trainer("optim.weight_decay=0.3")
-    before = parameters(run.model)
-    for p in run.model.parameters():
+    before = parameters(run.learner.model)
+    for p in run.learner.model.parameters():
         p.grad = torch.zeros_like(p)
-    run.optimizer.step()
-    shrunk = {name: (p / before[name]).nanmean().item() for name, p in run.model.named_parameters()}
+    run.learner.optimizer.step()
+    shrunk = {name: (p / before[name]).nanmean().item() for name, p in run.learner.model.named_parameters()}
     assert shrunk["blocks.0.mixer.proj.weight"] == pytest.approx(1 - 0.01 * 0.3, rel=1e-6)
     assert shrunk["blocks.0.mixer.s4nd.kernels.0.log_A_real"] == shrunk["norm.weight"] == 1
 
@@ -538,14 +546,14 @@ def test_optim_clip_grad(trainer):
     for clip_grad in ("null", 1e-3):
         run = trainer(f"optim.clip_grad={clip_grad}")
         step(run)
-        norms.append(torch.stack([p.grad.norm() for p in run.model.parameters()]).norm().item())
+        norms.append(torch.stack([p.grad.norm() for p in run.learner.model.parameters()]).norm().item())
     assert norms[0] > 0.01 and norms[1] == pytest.approx(1e-3, rel=1e-3)
 
 
 def rates(run, monkeypatch):
     """The learning rate of every step of two epochs of 3."""
     seen = []
-    monkeypatch.setattr(run, "train_step", lambda images, labels: seen.append(run.lr()))
+    monkeypatch.setattr(run, "train_step", lambda images, labels: seen.append(run.learner.lr()))
     for epoch in range(2):
         run.train_epoch(epoch)
     return seen
@@ -580,7 +588,7 @@ def losses_by_hand(logits, targets):
 def test_label_smoothing(trainer):
     run = trainer("label_smoothing=0.2")
     images, labels = batch(run)
-    logits = run.model.train()(to_input(images, run.model, CPU)).detach()
+    logits = run.learner.model.train()(to_input(images, run.learner.model, CPU)).detach()
     targets = 0.8 * F.one_hot(labels, 2) + 0.1
     assert loss_of(run, images, labels) == pytest.approx(losses_by_hand(logits, targets), rel=1e-5)
 
@@ -589,11 +597,13 @@ def mixed(run):
     """Images before and after, labels, targets, the loss by hand and the loss of a step."""
     images, labels = batch(run)
     seen = {}
-    run.model.register_forward_pre_hook(lambda _, args: seen.update(images=args[0].detach().clone()))
-    run.criterion.register_forward_hook(lambda _, args, __: seen.update(logits=args[0].detach(), targets=args[1]))
+    run.learner.model.register_forward_pre_hook(lambda _, args: seen.update(images=args[0].detach().clone()))
+    run.learner.criterion.register_forward_hook(
+        lambda _, args, __: seen.update(logits=args[0].detach(), targets=args[1])
+    )
     random_seed(0)
     loss = loss_of(run, images, labels)
-    before = to_input(images, run.model, CPU)
+    before = to_input(images, run.learner.model, CPU)
     assert loss == pytest.approx(losses_by_hand(seen["logits"], seen["targets"]), rel=1e-5)
     # Half of each pair, reversed, is the other's: the share of the first follows from the targets.
     one, other = F.one_hot(labels, 2).float(), F.one_hot(labels.flip(0), 2).float()
@@ -620,10 +630,10 @@ def test_cutmix(trainer):
 
 def shares(run, steps=40):
     """The share of the first image of each pair, (B,) in every one of so many mixed batches."""
-    images, labels = to_input(batch(run)[0], run.model, CPU), torch.arange(16)
-    run.mixup.num_classes = 16  # each image its own class
+    images, labels = to_input(batch(run)[0], run.learner.model, CPU), torch.arange(16)
+    run.learner.mixup.num_classes = 16  # each image its own class
     random_seed(0)
-    targets = [run.mixup(images.clone(), labels)[1] for _ in range(steps)]
+    targets = [run.learner.mixup(images.clone(), labels)[1] for _ in range(steps)]
     return torch.stack([target.diagonal() for target in targets])
 
 
@@ -657,8 +667,8 @@ def test_processes_mix_alike_what_is_of_a_whole_batch(config, mode, alike):
     def drawn(rank):
         run = Trainer(config("mixup=1.0", f"mixup_mode={mode}"), CPU)
         run.enter(0)
-        run.rank = rank
-        run.steps()._seed(epoch=0, step=1, part=0)
+        place(run, rank, 1)
+        run.learner.steps()._seed(epoch=0, step=1, part=0)
         return np.random.rand()  # noqa: NPY002
 
     assert (drawn(0) == drawn(1)) == alike and drawn(1) == drawn(1)
@@ -671,20 +681,20 @@ def test_ema(trainer, decay):
     run, models = trainer(f"ema={decay}"), []
     for _ in range(4):
         step(run)
-        models.append(parameters(run.model))
+        models.append(parameters(run.learner.model))
     average = models[0]
     for t, model in enumerate(models[1:], 1):
         d = min(decay, 1 - (1 + t) ** (-2 / 3))
         average = {name: d * average[name] + (1 - d) * model[name] for name in average}
-    for name, p in run.ema.module.named_parameters():
+    for name, p in run.learner.ema.module.named_parameters():
         torch.testing.assert_close(p, average[name], rtol=1e-5, atol=1e-6)
-    assert trainer().ema is None
+    assert trainer().learner.ema is None
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [("none", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_amp(trainer, amp, dtype):
     run, seen = trainer(f"amp={amp}"), set()
-    run.model.blocks[0].mixer.proj.register_forward_hook(lambda _, __, y: seen.add(y.dtype))
+    run.learner.model.blocks[0].mixer.proj.register_forward_hook(lambda _, __, y: seen.add(y.dtype))
     step(run)
     assert seen == {dtype}
 
@@ -694,12 +704,12 @@ def test_accumulate(trainer):
     gradients = []
     for count in (1, 4):
         run, seen = trainer(f"accumulate={count}"), []
-        run.model.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
+        run.learner.model.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
         images, labels = batch(run)
-        run.model.train()
+        run.learner.model.train()
         run.train_step(images, labels)
         assert seen == [16 // count] * count
-        gradients.append((run.steps().loss.item(), [p.grad for p in run.model.parameters()]))
+        gradients.append((run.learner.steps().loss.item(), [p.grad for p in run.learner.model.parameters()]))
     assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-6)
     for one, other in zip(gradients[0][1], gradients[1][1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * one.abs().max().item())
@@ -708,13 +718,13 @@ def test_accumulate(trainer):
 def test_parallel(trainer, monkeypatch):
     """Of two processes, the model and its averages are divided before the optimizer is made."""
     seen = []
-    monkeypatch.setattr(engine, "shard", lambda model, *_: seen.append(model))
+    monkeypatch.setattr(learner, "shard", lambda model, *_: seen.append(model))
     for value, count in (("ddp", 0), ("fsdp", 2)):
         run = trainer(f"parallel={value}", "ema=0.5")
         assert seen == []  # alone there is nothing to divide
-        run.world_size = 2
+        place(run, 0, 2)
         run.enter(0)
-        assert seen == run.models()[:count]
+        assert seen == run.learner.models()[:count]
         seen.clear()
 
 
@@ -727,11 +737,13 @@ def test_channels_last(trainer):
     seen = []
     for on in ("false", "true"):
         run = trainer(f"channels_last={on}")
-        run.model.register_forward_pre_hook(
+        run.learner.model.register_forward_pre_hook(
             lambda _, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
         )
         step(run)
-        last = [p.is_contiguous(memory_format=torch.channels_last) for p in run.model.parameters() if p.ndim == 4]
+        last = [
+            p.is_contiguous(memory_format=torch.channels_last) for p in run.learner.model.parameters() if p.ndim == 4
+        ]
         assert all(last) or on == "false"
     assert seen == [False, True]
 
@@ -748,21 +760,22 @@ def test_compile(trainer, monkeypatch):
     assert made == []
     run = trainer("compile=true")
     step(run)
-    assert made == [run.model]
+    assert made == [run.learner.model]
 
 
 def test_distribute_bn(trainer, monkeypatch):
     """Of two processes: asked for after the epoch, and not overwritten by the first process's in each step."""
     seen = []
-    monkeypatch.setattr(engine, "distribute_bn", lambda model, world_size, reduce: seen.append((world_size, reduce)))
-    monkeypatch.setattr(engine, "DistributedDataParallel", lambda model, **options: seen.append(options) or model)
-    monkeypatch.setattr(engine, "sum_over_processes", lambda values, _: values)
+    monkeypatch.setattr(learner, "distribute_bn", lambda model, world_size, reduce: seen.append((world_size, reduce)))
+    monkeypatch.setattr(learner, "DistributedDataParallel", lambda model, **options: seen.append(options) or model)
+    for module in (engine, learner):
+        monkeypatch.setattr(module, "sum_over_processes", lambda values, _: values)
     for value, expected in (
         ("null", [{}]),
         ("reduce", [{"broadcast_buffers": False}, (2, True)]),
     ):
         run = trainer(f"distribute_bn={value}")
-        run.world_size = 2
+        place(run, 0, 2)
         run.train_epoch(0)
         assert seen == expected
         seen.clear()
@@ -807,10 +820,10 @@ def test_seed(trainer):
     def drawn(seed):
         run, numbers = trainer(f"seed={seed}", "data.pad=0.25"), []
         # np.random is what Mixup draws from
-        run.model.register_forward_hook(lambda *_: numbers.append((torch.rand(1).item(), np.random.rand())))  # noqa: NPY002
+        run.learner.model.register_forward_hook(lambda *_: numbers.append((torch.rand(1).item(), np.random.rand())))  # noqa: NPY002
         run.train_epoch(0)
-        view = run.loader(run.train_set, 0, train=True)
-        return run.model.stem.weight.tolist(), list(view.sampler), view.dataset.shift.tolist(), numbers
+        view = run.loader(run.splits.train, 0, train=True)
+        return run.learner.model.stem.weight.tolist(), list(view.sampler), view.dataset.shift.tolist(), numbers
 
     for one, again, other in zip(drawn(0), drawn(0), drawn(1), strict=True):
         assert one == again != other

@@ -43,9 +43,9 @@ def saved(path, config, classes=CLASSES):
 
 def test_fresh_run_begins_with_the_weights_and_so_do_its_averages(config, trained, capsys):
     trainer = Trainer(config(f"init.weights={trained}", "ema=0.9", "seed=3"), torch.device("cpu"))
-    trainer.initialise()
+    trainer.learner.initialise()
     tensors, *_ = read_checkpoint(trained)
-    for model in (trainer.model, trainer.ema.module):
+    for model in (trainer.learner.model, trainer.learner.ema.module):
         assert all(torch.equal(value, tensors[key]) for key, value in model.state_dict().items())
     assert f"init.weights={trained}: {len(tensors)} tensors\n" in capsys.readouterr().out
 

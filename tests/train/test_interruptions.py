@@ -79,7 +79,7 @@ def test_scale_of_the_loss_is_among_what_goes_on(path, uninterrupted, monkeypatc
     if state["scaler"]:
         trainer = Trainer(load_config(path, [*WHOLE, f"amp={amp}"]), torch.device("cpu"))
         trainer.restore(state | {"scaler": state["scaler"] | {"scale": 1024.0}})
-        assert trainer.steps().scaler.get_scale() == 1024
+        assert trainer.learner.steps().scaler.get_scale() == 1024
     assert_same(states(train(load_config(path, [*WHOLE, f"amp={amp}", "resume=auto"]))), uninterrupted(f"amp={amp}"))
 
 
@@ -130,7 +130,7 @@ def test_damaged_newest_state_gives_way_to_the_one_before(path, uninterrupted, m
 
 def test_state_is_not_saved_after_a_loss_that_is_not_finite(path, monkeypatch):
     def poison():
-        for p in trainer.model.parameters():
+        for p in trainer.learner.model.parameters():
             p.data.fill_(float("nan"))
 
     trainer = None

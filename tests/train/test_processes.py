@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -20,12 +22,17 @@ def run_processes(count, path, overrides, folders):
     return run_commands(count, ["train", str(path), *overrides], folders)
 
 
-def run_commands(count, command, folders):
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    where["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+        return free.getsockname()[1]
+
+
+ALONE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+
+
+def run_commands(count, command, folders):
+    where = ALONE | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "s4nd.train.cli", *command],
@@ -76,7 +83,7 @@ def test_two_processes_train_what_one_does_with_the_same_global_batch(write_conf
 
 def weights_at_start(path):
     trainer = Trainer(load_config(path, WHOLE), torch.device("cpu"))
-    return trainer.model.state_dict()
+    return trainer.learner.model.state_dict()
 
 
 @pytest.mark.slow
@@ -99,6 +106,46 @@ def test_first_process_decides_what_is_continued_where_there_is_no_disk_in_commo
             torch.testing.assert_close(value, b[key], rtol=1e-3, atol=1e-4)
     for (_, err), status in run_processes(2, path, [*common, "resume=nowhere", "out=other"], folders):
         assert status == 2 and "no run to resume in nowhere" in err
+
+
+@pytest.mark.slow
+def test_two_machines_of_which_one_loses_its_process_and_has_no_disk_in_common(write_config, tmp_path):
+    """An agent of torchrun for each, which meet by its rendezvous, and again after the kill."""
+    path = write_config("s4nd_iso_tiny", d_state=4)
+    folders = [tmp_path / "first", tmp_path / "second"]
+    agent = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "2"]
+    agent += ["--rdzv-backend", "c10d", "--rdzv-id", "run", "--rdzv-endpoint", f"localhost:{free_port()}"]
+    command = [
+        sys.executable,
+        *agent,
+        "-m",
+        "s4nd.train",
+        str(path),
+        *WHOLE,
+        "save_every_steps=1",
+        "resume=auto",
+        "out=run",
+    ]
+    agents = []
+    for folder in folders:
+        folder.mkdir()
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        agents.append(subprocess.Popen(command, env=os.environ | ALONE, cwd=folder, **options))
+    state, deadline = folders[0] / "run" / "last.state", time.monotonic() + 120
+    other = folders[1] / "run" / "last.state"  # which of them is the first, they agree on themselves
+    while not (state.exists() or other.exists()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(agents[1].pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    for process in agents:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+    (written,) = [folder for folder in folders if (folder / "run" / "last.state").exists()]
+    assert not [*(folders[written == folders[0]]).rglob("*.safetensors")]
+    for (out, err), status in run_processes(2, path, [*WHOLE, f"out={tmp_path / 'left'}"], [tmp_path] * 2):
+        assert status == 0, out + err
+    (one, a), (two, b) = weights(written / "run"), weights(tmp_path / "left")
+    assert one["step"] == two["step"] and all(torch.equal(a[key], b[key]) for key in b)
 
 
 @pytest.mark.slow

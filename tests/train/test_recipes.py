@@ -30,16 +30,16 @@ def overrides(config, folder, coloured, videos):
 def test_every_config_takes_a_step(name, folder, coloured, videos):
     config = load_config(CONFIGS / name)
     trainer = Trainer(load_config(CONFIGS / name, overrides(config, folder, coloured, videos)), torch.device("cpu"))
-    trainer.check_stages()
+    trainer.learner.check_stages()
     trainer.enter(0)
     _, images, labels = next(iter(trainer.batches()))
-    before = [p.detach().clone() for p in trainer.model.parameters()]
-    trainer.model.train()
-    for group in trainer.optimizer.param_groups:
+    before = [p.detach().clone() for p in trainer.learner.model.parameters()]
+    trainer.learner.model.train()
+    for group in trainer.learner.optimizer.param_groups:
         group["lr"] = 1e-3  # the warm-up begins at 0
     trainer.train_step(images, labels)
-    assert trainer.steps().loss.isfinite()
-    assert any(not torch.equal(p, old) for p, old in zip(trainer.model.parameters(), before, strict=True))
+    assert trainer.learner.steps().loss.isfinite()
+    assert any(not torch.equal(p, old) for p, old in zip(trainer.learner.model.parameters(), before, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -130,10 +130,10 @@ def test_stage_that_cannot_be_is_refused_before_the_first_one_trains(
 def test_checking_the_stages_leaves_the_model_as_it_was(write_config):
     stages = "stages=[{size: 8, epochs: 1, bandlimit: 0.5}, {size: 10, epochs: 2}]"
     trainer = Trainer(load_config(write_config("s4nd_iso_tiny"), [stages, "ema=0.9"]), torch.device("cpu"))
-    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
-    trainer.check_stages()
-    assert all(torch.equal(before[key], value) for key, value in trainer.model.state_dict().items())
-    assert trainer.model.training and trainer.model.img_size == (8, 8)
+    before = {key: value.clone() for key, value in trainer.learner.model.state_dict().items()}
+    trainer.learner.check_stages()
+    assert all(torch.equal(before[key], value) for key, value in trainer.learner.model.state_dict().items())
+    assert trainer.learner.model.training and trainer.learner.model.img_size == (8, 8)
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:7", "mps", "xpu", "xpu:1", "meta", "hpu"])
@@ -165,16 +165,16 @@ def test_size_that_the_model_refuses_leaves_the_others(folder, tmp_path, capsys)
 
 def test_what_was_computed_is_shown_when_a_later_size_fails(write_config, tmp_path, monkeypatch, capsys):
     best = train(load_config(write_config())) / "best.safetensors"
-    from s4nd.train import cli
+    from s4nd.train import compare
 
-    evaluate_sizes = cli.evaluate_sizes
+    evaluate_sizes = compare.evaluate_sizes
 
     def failing(model, dataset, sizes, **settings):
         if sizes == [12]:
             raise OSError(errno.EIO, "the disk is gone")
         return evaluate_sizes(model, dataset, sizes, **settings)
 
-    monkeypatch.setattr(cli, "evaluate_sizes", failing)
+    monkeypatch.setattr(compare, "evaluate_sizes", failing)
     capsys.readouterr()
     assert main(["eval", str(best), "--sizes", "8", "10", "12", "--device", "cpu"]) == 2
     out, err = capsys.readouterr()
@@ -289,7 +289,7 @@ def test_best_is_chosen_on_the_validation_part_and_every_place_says_so(write_con
     record = json.loads((best.parent / "log.jsonl").read_text().splitlines()[0])
     assert {"validation_loss", "validation_accuracy"} <= record.keys() and "test_accuracy" not in record
     trainer = Trainer(load_config(path, [f"data.root={root}", "data.val_fraction=0.25"]), torch.device("cpu"))
-    assert (len(trainer.train_set), len(trainer.judges)) == (36, 12)
+    assert (len(trainer.splits.train), len(trainer.splits.judges)) == (36, 12)
 
 
 def test_best_of_the_test_split_is_said_to_be(write_config, capsys):

@@ -60,10 +60,10 @@ def save(model, config, path):
 @pytest.mark.parametrize("ema", ["null", "0.9"])
 def test_checkpoint_of_a_run_of_stages_is_the_model_that_was_trained(config, tmp_path, ema):
     trainer = Trainer(config(STAGES, f"ema={ema}"), torch.device("cpu"))
-    trainer.initialise()
+    trainer.learner.initialise()
     (tmp_path / "out").mkdir()
     trainer.fit(tmp_path / "out")
-    model = trainer.model if trainer.ema is None else trainer.ema.module
+    model = trainer.learner.model if trainer.learner.ema is None else trainer.learner.ema.module
     path = tmp_path / "out" / "last.safetensors"
     assert_its_file_gives_it(model, path, "s4nd_iso_tiny", ISO, (8, 8), (12, 12), (16, 9))
     layer = load_model(path)[0].blocks[0].mixer.s4nd
@@ -75,8 +75,8 @@ def test_checkpoint_of_an_unfinished_stage_is_the_model_of_that_stage(config, tm
     run = config(STAGES)
     trainer = Trainer(run, torch.device("cpu"))
     trainer.enter(0)
-    path = save(trainer.model, run, tmp_path / "x.safetensors")
-    assert_its_file_gives_it(trainer.model, path, "s4nd_iso_tiny", ISO, (8, 8), (12, 12), (16, 9))
+    path = save(trainer.learner.model, run, tmp_path / "x.safetensors")
+    assert_its_file_gives_it(trainer.learner.model, path, "s4nd_iso_tiny", ISO, (8, 8), (12, 12), (16, 9))
 
 
 def test_continued_run_goes_on_with_the_sampling_it_had(config, tmp_path):
@@ -85,8 +85,8 @@ def test_continued_run_goes_on_with_the_sampling_it_had(config, tmp_path):
     trainer = Trainer(config(STAGES, "ema=0.9", "resume=auto", "stages.1.epochs=2"), torch.device("cpu"))
     trainer.restore(torch.load(folder / "last.state", weights_only=True))
     model = load_model(folder / "last.safetensors")[0]
-    assert_same(trainer.ema.module, model, (8, 8), (12, 12), (16, 9))
-    layer = trainer.model.blocks[0].mixer.s4nd
+    assert_same(trainer.learner.ema.module, model, (8, 8), (12, 12), (16, 9))
+    layer = trainer.learner.model.blocks[0].mixer.s4nd
     assert layer.base_size == (12, 12) and layer.bandlimit == pytest.approx(0.3)
 
 

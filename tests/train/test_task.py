@@ -131,12 +131,14 @@ def test_score_is_the_mean_over_images_and_attributes(coloured):
 def step(run):
     """The loss of a step on the first batch, and the logits and targets that it is of."""
     run.enter(0)
-    images, labels = next(iter(run.loader(run.train_set, 0, train=True)))
+    images, labels = next(iter(run.loader(run.splits.train, 0, train=True)))
     seen = {}
-    run.criterion.register_forward_hook(lambda _, args, __: seen.update(logits=args[0].detach(), targets=args[1]))
-    run.model.train()
+    run.learner.criterion.register_forward_hook(
+        lambda _, args, __: seen.update(logits=args[0].detach(), targets=args[1])
+    )
+    run.learner.model.train()
     run.train_step(images, labels)
-    return run.steps().loss.item(), labels, seen["logits"], seen["targets"]
+    return run.learner.steps().loss.item(), labels, seen["logits"], seen["targets"]
 
 
 def test_step_trains_on_the_binary_cross_entropy(config):
@@ -180,8 +182,8 @@ def overrides_of(config):
 
 def test_majority_is_of_the_images_that_are_trained_on(config):
     run = Trainer(config("data.val_fraction=0.5"), CPU)
-    assert run.majority == MULTI.majority(run.train_set.labels) and len(run.train_set) == 12
-    assert run.split == "validation" and run.test().images == 12
+    assert run.majority == MULTI.majority(run.splits.train.labels) and len(run.splits.train) == 12
+    assert run.splits.judge == "validation" and run.test().images == 12
 
 
 def test_run_of_classes_says_nothing_of_a_majority(write_config, capsys):
@@ -319,11 +321,11 @@ def test_classifier_of_another_task_stays_as_drawn(plain, trained, config, class
         save_file(read_checkpoint(trained)[0], source, metadata)
     run = config(f"init.weights={source}", "seed=3", "data.name=folder", f"data.root={classes}")
     trainer = Trainer(run, CPU)
-    drawn = trainer.model.head.fc.weight.clone()
-    report = initialise(trainer.model, run, NAMES, trainer.task.name)
+    drawn = trainer.learner.model.head.fc.weight.clone()
+    report = initialise(trainer.learner.model, run, NAMES, trainer.task.name)
     assert "; the file is multi-label and the data is single-label; classifier as drawn: head.fc.weight" in report
-    assert torch.equal(trainer.model.head.fc.weight, drawn)
-    assert torch.equal(trainer.model.stem.weight, read_checkpoint(trained)[0]["stem.weight"])
+    assert torch.equal(trainer.learner.model.head.fc.weight, drawn)
+    assert torch.equal(trainer.learner.model.stem.weight, read_checkpoint(trained)[0]["stem.weight"])
 
 
 def test_classifier_of_attributes_is_taken_by_name(trained, config, coloured, tmp_path):
@@ -336,8 +338,8 @@ def test_classifier_of_attributes_is_taken_by_name(trained, config, coloured, tm
 
 def test_run_begins_with_a_classifier_of_its_own_task(trained, config):
     trainer = Trainer(config(f"init.weights={trained}", "seed=3"), CPU)
-    trainer.initialise()
-    assert torch.equal(trainer.model.head.fc.weight, read_checkpoint(trained)[0]["head.fc.weight"])
+    trainer.learner.initialise()
+    assert torch.equal(trainer.learner.model.head.fc.weight, read_checkpoint(trained)[0]["head.fc.weight"])
 
 
 def test_task_of_a_bare_file_must_be_one(trained, config, tmp_path):
@@ -362,7 +364,7 @@ def test_task_of_a_bare_file_must_be_one(trained, config, tmp_path):
 def test_checkpoint_with_another_task_or_majority_is_refused(changes, message, config, tmp_path):
     run = Trainer(config(), CPU)
     meta = replace(Meta(1, 0, 0.5, NAMES, "model", task="multi-label", majority=[1, 0, 0]), **changes)
-    save_checkpoint(tmp_path / "x.safetensors", run.model.state_dict(), run.config, meta)
+    save_checkpoint(tmp_path / "x.safetensors", run.learner.model.state_dict(), run.config, meta)
     with pytest.raises(ValueError, match=message):
         read_checkpoint(tmp_path / "x.safetensors")
 

@@ -1,0 +1,218 @@
+"""Checkpoints at several resolutions in one table, by every way to them, beside their control and the majority."""
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from s4nd import S4ND, set_resample
+from s4nd.models import hold_convolutions
+
+from .checkpoint import Meta, load_model, read_checkpoint
+from .config import Config
+from .data import LISTED_DATASETS, build_dataset
+from .data.dataset import ImageDataset
+from .data.names import difference, order_by_name
+from .data.video_sets import VideoDataset
+from .processes import Place
+from .resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, save_curves, table
+from .task import TASKS, Task, agreement, task_of
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is asked.
+
+    Attributes:
+        checkpoints: paths.
+        sizes: pixels per side.
+        frames: of a clip of unchanged duration; None: the checkpoint's.
+        resample: ways to the kernels of other sizes, a row each; None: the checkpoint's.
+        control: also a row of the same images resized to the trained size.
+        data, root: the data set, and its folder or file; None: the checkpoint's.
+        limit: test images at most; None: the checkpoint's.
+        batch_size: images or clips at a time, of all processes together.
+        workers: loader processes.
+        skip_bad: leave out images that cannot be read.
+        out: the plot; None: resolution.png beside the first checkpoint.
+    """
+
+    checkpoints: Sequence[str]
+    sizes: Sequence[int]
+    frames: Sequence[int] | None = None
+    resample: Sequence[str] | None = None
+    control: bool = False
+    data: str | None = None
+    root: str | None = None
+    limit: int | None = None
+    batch_size: int = 32
+    workers: int = 0
+    skip_bad: bool = False
+    out: str | None = None
+
+
+def compare(wanted: Comparison, place: Place) -> None:
+    """Print the table and the sentence, and write the plot and the numbers; by the first of several processes.
+
+    Raises:
+        ValueError, FileNotFoundError: a checkpoint that cannot be evaluated on the data; what was computed before is kept.
+    """
+    task = _task(wanted)
+    curves: list[Curve] = []
+    majorities: dict[str, float] = {}
+    try:
+        for path, name in zip(wanted.checkpoints, _names(wanted), strict=True):
+            _curves(path, name, wanted, place, curves, majorities)
+    finally:  # whatever goes wrong, what has been computed is not lost
+        known = [curve for curve in curves if curve.accuracy]
+        if known and place.rank == 0:
+            where = Path(wanted.out or Path(wanted.checkpoints[0]).with_name("resolution.png"))
+            constant = _majority_rows(majorities)
+            print(table(known, task.metric, constant))
+            print(f"plot: {plot(known, where, task.metric, constant)}")
+            rows = [*known, *(Curve(row, None, dict.fromkeys(known[0].accuracy, x)) for row, x in constant.items())]
+            save_curves(rows, where.with_suffix(".json"))
+            print(conclusion(known))
+    refused = [f"{curve.name}: {reason}" for curve in curves for reason in curve.refused.values()]
+    if refused and not known:
+        raise ValueError("; ".join(refused))
+    print("".join(f"{line}\n" for line in [*refused, *_chosen(wanted)]), end="")
+
+
+def _task(wanted: Comparison) -> Task:
+    """Of all checkpoints, whose figures stand in one table.
+
+    Raises:
+        ValueError: they have several.
+    """
+    tasks = {read_checkpoint(path)[2].task: path for path in wanted.checkpoints}
+    if len(tasks) > 1:
+        found = ", ".join(f"{path} is {name}" for name, path in tasks.items())
+        raise ValueError(f"accuracies of different tasks do not stand in one table: {found}")
+    return TASKS[next(iter(tasks))]
+
+
+def _majority_rows(majorities: dict[str, float]) -> dict[str, float]:
+    """Rows of the table for each checkpoint's majority; one for all where they agree."""
+    values = {*majorities.values()}
+    return {"majority": values.pop()} if len(values) == 1 else {f"{k}, majority": v for k, v in majorities.items()}
+
+
+def _chosen(wanted: Comparison) -> list[str]:
+    """What flatters the table: checkpoints that were chosen by their accuracy on the images of the table."""
+    chosen = [path for path in wanted.checkpoints if (meta := read_checkpoint(path)[2]).best and meta.split == "test"]
+    if not chosen or wanted.data or wanted.root:
+        return []
+    return [f"chosen among its epochs by accuracy on this test split, which flatters it: {', '.join(chosen)}"]
+
+
+def _curves(
+    path: str,
+    name: str,
+    wanted: Comparison,
+    place: Place,
+    curves: list[Curve],
+    majorities: dict[str, float],
+) -> None:
+    """Append the curve of a checkpoint, or for videos one for each of wanted.frames, and fill it size by size.
+
+    Of a multi-label checkpoint also enter what its majority is worth on the data, whatever the size.
+    """
+    model, config, meta = load_model(path)
+    data = config.data
+    dataset, order = _data(path, config, meta, wanted)
+    if order is not None:
+        model.register_forward_hook(lambda module, args, logits: logits[:, order])
+    if meta.majority:
+        answer = meta.majority if order is None else [meta.majority[i] for i in order]
+        majorities[name] = agreement(answer, dataset.labels)
+    settings = {key: getattr(wanted, key) for key in ("batch_size", "workers", "skip_bad")}
+    settings |= {"transforms": data.transforms()} | place._asdict()
+    sizes, trained_size = sorted(set(wanted.sizes)), config.stages[meta.stage].size
+    for frames in sorted(set(wanted.frames or [data.frames])):
+        sampling = data.sampling() and replace(data.sampling(), frames=frames)
+        if sampling:
+            print(f"{name}: {sampling.protocol()}", flush=True)
+        row = f"{name}, {frames} frames" if wanted.frames else name
+        for way in wanted.resample or [None]:
+            try:
+                variant = _resampled(model, way, trained_size)
+            except ValueError as error:  # of this model alone
+                print(f"{row}, {way}: {error}", flush=True)
+                continue
+            rows = {f"{row}, {way}" if way else row: None}
+            if wanted.control and way in (None, (wanted.resample or [None])[0]):  # all ways are one at the trained size
+                rows[f"{row}, control"] = trained_size
+            for label, control in rows.items():
+                accuracy, refused = {}, {}
+                curves.append(Curve(label, trained_size, accuracy, refused))
+                for size in sizes:
+                    try:
+                        accuracy |= evaluate_sizes(
+                            variant, dataset, [size], sampling=sampling, control=control, **settings
+                        )
+                    except SizeRefused as error:
+                        refused[size] = str(error)
+
+
+def _data(
+    path: str, config: Config, meta: Meta, wanted: Comparison
+) -> tuple[ImageDataset | VideoDataset, list[int] | None]:
+    """What a checkpoint is evaluated on, and its answers in the order of the classes there; None where it is their own.
+
+    Raises:
+        ValueError: data of another kind, task or other classes.
+    """
+    data = config.data
+    source = replace(data, name=wanted.data or data.name)
+    if (source.sampling() is None) != (data.sampling() is None):
+        raise ValueError(
+            f"{path} was trained on {data.name}, and {source.name} is not of the same kind: images or videos"
+        )
+    if wanted.frames and data.sampling() is None:
+        raise ValueError(f"--frames is for videos, and {path} was trained on the images of {data.name}")
+    root = wanted.root if wanted.root or wanted.data else data.root
+    limit = data.test_limit if wanted.limit is None else wanted.limit
+    lists = data.lists if source.name in LISTED_DATASETS else None
+    dataset = build_dataset(source.name, root, "test", limit=limit, lists=lists, official_split=data.split)
+    if task_of(dataset.labels).name != meta.task:
+        raise ValueError(f"{path} is {meta.task}, and the data of {source.name} is {task_of(dataset.labels).name}")
+    if list(dataset.classes) == meta.classes:
+        return dataset, None
+    order = order_by_name(dataset.classes, meta.classes)
+    if order is None:
+        odd = difference(meta.classes, dataset.classes, "the checkpoint", "the data")
+        raise ValueError(f"{path} was trained on other classes than those of {source.name}: {odd}")
+    return dataset, order
+
+
+def _resampled(model: torch.nn.Module, way: str | None, trained_size: int) -> torch.nn.Module:
+    """The model, or a copy that goes another way to sizes that it was not trained at."""
+    if way is None:
+        return model
+    if way in ("continuous", "fold") and not any(isinstance(module, S4ND) for module in model.modules()):
+        if way == "continuous":  # what convolutions do at any size
+            return model
+        raise ValueError("left out: fold is for S4ND layers, of which it has none")
+    model = copy.deepcopy(model)
+    if way not in ("continuous", "fold"):
+        hold_convolutions(model, trained_size)
+    set_resample(model, way)
+    return model
+
+
+def _names(wanted: Comparison) -> list[str]:
+    """The models' names; where two checkpoints have the same one, with the run directory, or else the whole path."""
+    models = [read_checkpoint(path)[1].model.name for path in wanted.checkpoints]
+    paths = [Path(path) for path in wanted.checkpoints]
+    for where in ([path.parent.name for path in paths], wanted.checkpoints):
+        names = [
+            model if Counter(models)[model] == 1 else f"{model} ({place})"
+            for model, place in zip(models, where, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            break
+    return names
