@@ -54,7 +54,8 @@ def convert_checkpoint(reference: str | Path, out: str | Path, model: str, args:
         reference: .safetensors, or what torch.save wrote: a state dict, or a checkpoint with one under "state_dict".
         out: .safetensors.
         model: name in timm's registry.
-        args: key=value for `timm.create_model`. S4ND models get align=edge, the reference's alignment, unless it is among them.
+        args: key=value for `timm.create_model`. S4ND models get the reference's align=edge and resample=continuous,
+            unless these are among them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -63,7 +64,9 @@ def convert_checkpoint(reference: str | Path, out: str | Path, model: str, args:
     out = Path(out)
     if out.suffix != ".safetensors":
         raise ValueError(f"the file to write must be named *.safetensors, got {out}")
-    built = ({"align": "edge"} if model.startswith("s4nd_") else {}) | _parsed(args)
+    # The reference samples a kernel at the edges of its pixels, and anew at every size: so its weights were trained.
+    own = {"align": "edge", "resample": "continuous"} if model.startswith("s4nd_") else {}
+    built = own | _parsed(args)
     network = _build(model, built)
     state = read_reference(reference)
     try:

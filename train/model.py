@@ -55,18 +55,22 @@ def _create(name: str, args: dict, grid: dict[str, int]) -> nn.Module:
 def enter_stage(model: nn.Module, config: Config, stage: int) -> None:
     """Bring a model of another stage to stage number `stage`: its resolution, its bandlimit and its way to other sizes.
 
+    The kernels are re-sampled for good, so that those of the new grid are trained, unless the stage says that kernels go
+    another way than the continuous one: then they stay those of the grid that they have.
+
     Raises:
         ValueError: a bandlimit or a way for a model without S4ND layers.
     """
     for key in ("bandlimit", "resample"):
         if getattr(config.stages[stage], key) is not None and not any(isinstance(m, S4ND) for m in model.modules()):
             raise ValueError(f"{key} is for S4ND layers, and {config.model.name} has none")
-    if config.stages[stage].resample == "continuous":
-        set_resample(
-            model, "continuous"
-        )  # before the size: kernels of other ways stay those of the grid that they have
+    ways = {module: module.resample for module in model.modules() if isinstance(module, S4ND)}
     if hasattr(model, "set_input_size"):
+        if ways and config.stages[stage].resample in (None, "continuous"):
+            set_resample(model, "continuous")
         model.set_input_size(img_size=config.stages[stage].size)
+    for layer, way in ways.items():
+        layer.resample = way
     _set_ways(model, config, stage)
 
 

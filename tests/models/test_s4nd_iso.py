@@ -94,7 +94,7 @@ def test_conv_network_gives_the_references_logits():
 def test_s4nd_network_gives_the_references_logits(suffix, rate):
     """At three resolutions of the input; the grid's own size sets the rate."""
     arrays = read("iso2d_s4nd")
-    args = dict(img_size=8, embed_dim=16, depth=2, d_state=8, align="edge", dtype=F64)
+    args = dict(img_size=8, embed_dim=16, depth=2, d_state=8, align="edge", resample="continuous", dtype=F64)
     model = timm.create_model("s4nd_iso_base", **args).eval()
     samplings = {name: value for name, value in model.state_dict().items() if name.endswith("_extra_state")}
     model.load_state_dict(state_of(arrays, rate=rate) | samplings)
@@ -111,6 +111,17 @@ def test_layer_options_reach_every_layer():
         assert (layer.d_state, layer.bandlimit, layer.align, layer.rank, layer.channels) == (4, 0.5, "edge", 2, 2)
         assert [k.init for k in layer.kernels] == ["legs", "fout"]
     assert model(torch.randn(1, 3, 8, 12)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", ["s4nd_iso_tiny", "s4nd_iso_small", "s4nd_iso_base", "s4nd_convnext_micro"])
+def test_first_layer_holds_and_the_others_dilate_unless_told_otherwise(name):
+    def ways(**args):
+        model = timm.create_model(name, img_size=32, device="meta", **args)
+        return [m.resample for m in model.modules() if isinstance(m, S4ND)]
+
+    first, *others = ways()
+    assert first == ("hold", "hold") and {*others} == {("dilate", "dilate")}
+    assert {*ways(resample="continuous")} == {("continuous", "continuous")}
 
 
 def test_unknown_option_is_refused():
