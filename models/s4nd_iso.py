@@ -127,14 +127,18 @@ def s4nd_iso_tiny(pretrained: bool = False, **kwargs) -> Isotropic:
 @register_model
 def s4nd_iso_small(pretrained: bool = False, **kwargs) -> Isotropic:
     """6 x 256, S4D-Lin: the paper's network for the change of resolution; it takes a bandlimit."""
-    args = dict(embed_dim=256, depth=6, proj_drop_rate=0.1, kernel="s4d", init="lin", dt_min=0.1, dt_max=1.0, resample=RESAMPLE)
+    args = dict(
+        embed_dim=256, depth=6, proj_drop_rate=0.1, kernel="s4d", init="lin", dt_min=0.1, dt_max=1.0, resample=RESAMPLE
+    )
     return _create_isotropic("s4nd_iso_small", pretrained, mixer=S4NDMixer, **dict(args, **kwargs))
 
 
 @register_model
 def s4nd_iso_base(pretrained: bool = False, **kwargs) -> Isotropic:
     """8 x 512, S4-LegS: the paper's S4ND-ISO for CIFAR-10, 5,282,826 parameters."""
-    args = dict(embed_dim=512, depth=8, proj_drop_rate=0.1, kernel="s4", init="legs", dt_min=0.1, dt_max=1.0, resample=RESAMPLE)
+    args = dict(
+        embed_dim=512, depth=8, proj_drop_rate=0.1, kernel="s4", init="legs", dt_min=0.1, dt_max=1.0, resample=RESAMPLE
+    )
     return _create_isotropic("s4nd_iso_base", pretrained, mixer=S4NDMixer, **dict(args, **kwargs))
 
 

@@ -20,7 +20,8 @@ from tests.reference import video_state
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAME = "s4nd_iso_base"
 ARGS = ["img_size=8", "embed_dim=16", "depth=2", "d_state=8"]
-MODEL = dict(img_size=8, embed_dim=16, depth=2, d_state=8, align="edge", resample="continuous")
+REFERENCE = dict(align="edge", resample="continuous")
+MODEL = dict(img_size=8, embed_dim=16, depth=2, d_state=8, **REFERENCE)
 
 
 def golden_state(name):
@@ -58,8 +59,8 @@ def test_timm_loads_what_convert_writes(run, state, tmp_path, name):
     status, said, err = run(tmp_path / name, out, "--model", NAME, "--arg", *ARGS)
     assert (status, err) == (0, "")
     assert (
-        f"timm.create_model('{NAME}', align='edge', resample='continuous', img_size=8, embed_dim=16, depth=2, d_state=8, checkpoint_path="
-        in said
+        f"timm.create_model('{NAME}', align='edge', resample='continuous', img_size=8, embed_dim=16, depth=2, d_state=8, "
+        "checkpoint_path=" in said
     )
     model, again = timm.create_model(NAME, **MODEL, checkpoint_path=str(out)), timm.create_model(NAME, **MODEL)
     load_checkpoint(again, str(out), strict=True)
@@ -95,13 +96,13 @@ def test_unused_keys_are_named(run, tmp_path):
 def test_video_network_with_an_s4nd_stem_is_converted(run, tmp_path):
     args = dict(img_size=32, num_frames=4, depths=[1, 1, 1, 1], dims=[8, 16, 24, 32], num_classes=10, d_state=8)
     torch.manual_seed(0)
-    source = timm.create_model("s4nd_convnext3d_micro", **args, align="edge", resample="continuous").eval()
+    source = timm.create_model("s4nd_convnext3d_micro", **args, **REFERENCE).eval()
     torch.save(video_state(source) | {"stem.stem.0.D": torch.randn(1, 3)}, tmp_path / "x.pt")
     given = [f"{key}={value}".replace(" ", "") for key, value in args.items()]
     out = tmp_path / "y.safetensors"
     status, said, err = run(tmp_path / "x.pt", out, "--model", "s4nd_convnext3d_micro", "--arg", *given)
     assert (status, err) == (0, "") and "the reference does not use them: stem.stem.0.D\n" in said
-    model = timm.create_model("s4nd_convnext3d_micro", **args, align="edge", resample="continuous", checkpoint_path=str(out)).eval()
+    model = timm.create_model("s4nd_convnext3d_micro", **args, **REFERENCE, checkpoint_path=str(out)).eval()
     x = torch.randn(1, 3, 4, 32, 32)
     assert torch.equal(model(x), source(x))
 

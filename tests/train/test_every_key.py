@@ -493,7 +493,9 @@ def test_stages_resample(trainer):
             assert [layer.base_size for layer in layers(model)] == [(size, size)] * 2
 
 
-@pytest.mark.parametrize("ways, base", [(("hold", "hold"), 8), (("continuous", "hold"), 10), (("hold", "null"), 10), (("null", "null"), 10)])
+@pytest.mark.parametrize(
+    "ways, base", [(("hold", "hold"), 8), (("continuous", "hold"), 10), (("hold", "null"), 10), (("null", "null"), 10)]
+)
 def test_kernels_that_are_not_continuous_stay_those_of_the_stage_that_they_come_from(trainer, ways, base):
     stages = ", ".join(f"{{size: {n}, epochs: 1, resample: {way}}}" for n, way in zip((8, 10), ways, strict=True))
     run = trainer(f"stages=[{stages}]")

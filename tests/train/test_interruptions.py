@@ -1,5 +1,6 @@
 """Whatever ends a run, and whenever: the same command with resume=auto ends with the weights of a run that nothing ended."""
 
+import errno
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +69,27 @@ def test_run_killed_within_an_epoch_goes_on_from_its_last_state(path, uninterrup
     whole = [json.loads(line) for line in (folder.parent.parent / "whole" / "log.jsonl").read_text().splitlines()]
     for mine, other in zip(records, whole, strict=True):
         assert mine["train_loss"] == other["train_loss"] and mine["epoch"] == other["epoch"]
+
+
+@pytest.mark.parametrize("files", [1, 4, 8, 13])
+def test_disk_that_is_full_keeps_the_last_good_state(path, uninterrupted, monkeypatch, files):
+    """Whichever file it is that no longer fits: a state, the weights or a log."""
+    written, fsync = [], os.fsync
+
+    def fill(number):
+        if len(written) == files:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(number)
+        fsync(number)
+
+    config = [*WHOLE, "save_every_steps=2"]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left on device: .*s4nd_iso_tiny/"):
+        patch.setattr(os, "fsync", fill)
+        train(load_config(path, config))
+    state = torch.load(load_config(path).out + "/last.state", weights_only=True)  # whole, though not of the last step
+    assert 0 < state["step"] < 15
+    assert not list(Path(load_config(path).out).glob("*.tmp"))
+    assert_same(states(train(load_config(path, [*config, "resume=auto"]))), uninterrupted())
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
@@ -172,8 +195,6 @@ def test_command_killed_at_random_moments_until_it_ends(path, uninterrupted):
 
 
 def torch_states(path):
-    from pathlib import Path
-
     return states(Path(load_config(path).out))
 
 

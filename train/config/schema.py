@@ -82,8 +82,8 @@ class StageConfig:
     sizes: list[int] | None = None  # of the training batches, one drawn for each; None: size
     epochs: int = 1
     bandlimit: float | None = None  # in units of the Nyquist frequency of the coarser grid; None keeps every mode
-    # Kernels at other sizes, see s4nd.set_resample; None: as the model has it. A stage of another size trains the kernels of its
-    # own grid, into which those of the stage before are re-sampled; with another word than "continuous" it goes on with theirs.
+    # Kernels at other sizes, see s4nd.set_resample; None: as the model has it. A stage of another size trains the kernels of
+    # its own grid, into which those of the stage before are re-sampled; with "hold" or the like it goes on with theirs.
     resample: str | None = None
 
 
