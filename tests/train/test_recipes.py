@@ -10,7 +10,7 @@ from s4nd.train.engine import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
-SMALL = {"vit": 32, "convnext": 32, "iso": 8}  # pixels that their stems and stages leave something of
+SMALL = {"vit": 32, "convnext": 32, "iso": 8, "seq": 8}  # pixels that their stems and stages leave something of
 
 
 def overrides(config, folder, coloured, videos):
