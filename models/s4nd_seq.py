@@ -70,7 +70,7 @@ default_cfgs = generate_default_cfgs({"s4nd_seq_tiny": isotropic_cfg(), "s4nd_se
 
 
 _create = partial(create_isotropic, SequenceIsotropic, mixer=SequenceMixer)
-# Steps as in Gu et al. 2022 for sequences of 1,024 pixels; two-sided, as state-spaces/s4 is on CIFAR-10.
+# For sequences of 1,024 pixels, as is usual; two-sided, as state-spaces/s4 is on CIFAR-10.
 SEQUENCE = dict(kernel="s4d", init="lin", dt_min=0.001, dt_max=0.1, bidirectional=True)
 
 

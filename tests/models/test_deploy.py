@@ -154,7 +154,13 @@ def test_model_that_is_not_fused_can_be_exported_for_any_batch(key):
     assert_close(exported(v), model(v))
 
 
-SMALLEST = {"iso": 2, "convnext, all s4nd": 64, "vit, raster": 17, "vit, grid": 17}  # two samples a side at every layer
+SMALLEST = {
+    "iso": 2,
+    "seq": 2,
+    "convnext, all s4nd": 64,
+    "vit, raster": 17,
+    "vit, grid": 17,
+}  # two samples a side at every layer
 
 
 @pytest.mark.slow
@@ -239,7 +245,7 @@ def test_model_of_the_meta_device_takes_the_weights_of_another(key):
 
 
 @pytest.mark.parametrize(
-    "key", ["iso", "vit, raster", "vit, grid"]
+    "key", ["iso", "seq", "vit, raster", "vit, grid"]
 )  # timm's ConvNeXt has no way to draw its layer scale
 def test_model_of_the_meta_device_can_be_drawn_anew(key):
     model = on_meta(key).to_empty(device="cpu")
