@@ -154,13 +154,7 @@ def test_model_that_is_not_fused_can_be_exported_for_any_batch(key):
     assert_close(exported(v), model(v))
 
 
-SMALLEST = {
-    "iso": 2,
-    "seq": 2,
-    "convnext, all s4nd": 64,
-    "vit, raster": 17,
-    "vit, grid": 17,
-}  # two samples a side at every layer
+SMALLEST = {"iso": 2, "convnext, all s4nd": 64, "vit, raster": 17, "vit, grid": 17}  # two samples a side at every layer
 
 
 @pytest.mark.slow
