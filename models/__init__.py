@@ -9,7 +9,7 @@ from timm.models import register_notrace_module
 
 from s4nd import S4ND
 
-from . import convnext3d, s4nd_convnext, s4nd_convnext3d, s4nd_iso, s4nd_vit
+from . import convnext3d, s4nd_convnext, s4nd_convnext3d, s4nd_iso, s4nd_seq, s4nd_vit
 from .hold import ResampledConv2d, hold_convolutions
 from .inflate import Inflation, inflate
 from .replace import replace
@@ -28,6 +28,7 @@ __all__ = [
     "s4nd_convnext",
     "s4nd_convnext3d",
     "s4nd_iso",
+    "s4nd_seq",
     "s4nd_vit",
     "stream",
 ]

@@ -7,17 +7,18 @@ Shapes: B batch, H channels (embed_dim), the grid (height, width) is the image's
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, get_device_dtype
-from timm.models import checkpoint, checkpoint_seq
+from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from s4nd import no_weight_decay, set_base_size, set_resample
 
-from .sizes import image_size
+from .sizes import image_size, plain
 
 
 class IsotropicBlock(nn.Module):
@@ -54,7 +55,8 @@ class Isotropic(nn.Module):
     """Isotropic image classifier with timm's model protocol, (B, in_chans, height, width) -> (B, num_classes).
 
     Args:
-        mixer: builds a block's mixing layer: mixer(embed_dim, base_size=img_size, drop=proj_drop_rate, **mixer_args).
+        mixer: builds a block's mixing layer: mixer(embed_dim, base_size=BASE, drop=proj_drop_rate, **mixer_args), where BASE
+            are the samples along its axes at the trained size: img_size, unless a subclass reads images otherwise.
         img_size: image size in training, one number or (height, width); forward takes any other size.
         depth: number of blocks.
         global_pool: pooling of timm's classifier head, "" for none.
@@ -90,12 +92,13 @@ class Isotropic(nn.Module):
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.grad_checkpointing = False
 
-        self.stem = nn.Conv2d(in_chans, embed_dim, 1, **dd)
+        channels, base_size = self._samples()
+        self.stem = nn.Conv2d(channels, embed_dim, 1, **dd)
         self.blocks = nn.Sequential(
             *(
                 IsotropicBlock(
                     embed_dim,
-                    mixer(embed_dim, base_size=self.img_size, drop=proj_drop_rate, **mixer_args, **dd),
+                    mixer(embed_dim, base_size=base_size, drop=proj_drop_rate, **mixer_args, **dd),
                     drop=proj_drop_rate,
                     drop_path=rate,
                     **dd,
@@ -108,6 +111,10 @@ class Isotropic(nn.Module):
         self.head = ClassifierHead(embed_dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         if resample is not None:
             set_resample(self, resample)
+
+    def _samples(self) -> tuple[int, tuple[int, ...]]:
+        """What the mixers see of an image of the trained size: channels of a sample, and samples along each of their axes."""
+        return self.in_chans, self.img_size
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -127,7 +134,7 @@ class Isotropic(nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """From now on the model counts as trained at img_size; there it computes what it did, but for a bandlimit."""
         self.img_size = image_size(img_size)
-        set_base_size(self, self.img_size, rescale=True)
+        set_base_size(self, self._samples()[1], rescale=True)
         update_model_input_size(self, self.img_size)
 
     @torch.jit.ignore
@@ -140,8 +147,12 @@ class Isotropic(nn.Module):
         self.head.reset(num_classes, global_pool, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
 
+    def _read(self, x: Tensor) -> Tensor:
+        """An image (B, in_chans, height, width) as the grid of samples that the stem takes."""
+        return x
+
     def _embed(self, x: Tensor) -> Tensor:
-        return self.stem(check_images(x, self.in_chans))
+        return self.stem(self._read(check_images(x, self.in_chans)))
 
     def forward_intermediates(
         self,
@@ -201,3 +212,26 @@ class Isotropic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def isotropic_cfg(**changes: Any) -> dict[str, Any]:
+    """What timm is to know of an isotropic model, as built for CIFAR-10."""
+    return {
+        "url": "",
+        "num_classes": 10,
+        "input_size": (3, 32, 32),
+        "pool_size": (32, 32),
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10's training images, as is std
+        "std": (0.2470, 0.2435, 0.2616),
+        "first_conv": "stem",
+        "classifier": "head.fc",
+        **changes,
+    }
+
+
+def create_isotropic(cls: type[Isotropic], variant: str, pretrained: bool = False, **kwargs: Any) -> Isotropic:
+    """A registered model of this class, as timm builds it."""
+    features = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter")
+    return build_model_with_cfg(cls, variant, pretrained, feature_cfg=features, **plain(kwargs))

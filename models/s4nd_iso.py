@@ -4,13 +4,14 @@ Nguyen et al. 2022, arXiv:2210.06583: CIFAR-10 (8 x 512) and the change of resol
 Shapes: B batch, H channels, the grid (height, width) is the image's.
 """
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from functools import partial
+
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from s4nd import S4ND
 
-from .isotropic import Isotropic
-from .sizes import plain
+from .isotropic import Isotropic, create_isotropic, isotropic_cfg
 
 
 class S4NDMixer(nn.Module):
@@ -18,7 +19,7 @@ class S4NDMixer(nn.Module):
 
     Args:
         dim: H.
-        base_size: grid in training, (height, width).
+        base_size: grid in training, (height, width); one entry per axis of the S4ND layer.
         channels: kernels of the S4ND layer per channel.
         drop: dropout rate of whole channels.
         s4nd_args: every other argument of S4ND.
@@ -28,7 +29,7 @@ class S4NDMixer(nn.Module):
         self,
         dim: int,
         *,
-        base_size: tuple[int, int],
+        base_size: tuple[int, ...],
         channels: int = 1,
         drop: float = 0.0,
         device=None,
@@ -37,14 +38,17 @@ class S4NDMixer(nn.Module):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.s4nd = S4ND(dim, ndim=2, base_size=base_size, channels=channels, **s4nd_args, **dd)
+        self.s4nd = S4ND(dim, ndim=len(base_size), base_size=base_size, channels=channels, **s4nd_args, **dd)
         self.act = nn.GELU()
         self.drop = nn.Dropout2d(drop)
         self.proj = nn.Conv2d(dim * channels, 2 * dim, 1, **dd)
         self.glu = nn.GLU(dim=1)
 
+    def _convolve(self, x: Tensor) -> Tensor:
+        return self.s4nd(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.glu(self.proj(self.drop(self.act(self.s4nd(x)))))
+        return self.glu(self.proj(self.drop(self.act(self._convolve(x)))))
 
 
 class ConvMixer(nn.Module):
@@ -78,43 +82,22 @@ class ConvMixer(nn.Module):
         return self.proj(self.drop(self.act(self.conv(x))))
 
 
-def _cfg(url: str = "", **kwargs) -> dict:
-    return {
-        "url": url,
-        "num_classes": 10,
-        "input_size": (3, 32, 32),
-        "pool_size": (32, 32),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10's training images, as is std
-        "std": (0.2470, 0.2435, 0.2616),
-        "first_conv": "stem",
-        "classifier": "head.fc",
-        **kwargs,
-    }
-
-
 default_cfgs = generate_default_cfgs(
     {
-        "s4nd_iso_tiny": _cfg(),
-        "s4nd_iso_small": _cfg(),
-        "s4nd_iso_base": _cfg(),
-        "conv_iso_tiny": _cfg(),
-        "conv_iso_small": _cfg(),
-        "conv_iso_base": _cfg(),
+        "s4nd_iso_tiny": isotropic_cfg(),
+        "s4nd_iso_small": isotropic_cfg(),
+        "s4nd_iso_base": isotropic_cfg(),
+        "conv_iso_tiny": isotropic_cfg(),
+        "conv_iso_small": isotropic_cfg(),
+        "conv_iso_base": isotropic_cfg(),
     }
 )
 
 
+_create_isotropic = partial(create_isotropic, Isotropic)
+
 # At other sizes: trained at 8 x 8 without a bandlimit, what keeps its accuracy on CIFAR-10 up to 32 x 32 (README).
 RESAMPLE = "hold+dilate"
-
-
-def _create_isotropic(variant: str, pretrained: bool = False, **kwargs) -> Isotropic:
-    out_indices = kwargs.pop("out_indices", 3)
-    return build_model_with_cfg(
-        Isotropic, variant, pretrained, feature_cfg=dict(out_indices=out_indices, feature_cls="getter"), **plain(kwargs)
-    )
 
 
 @register_model

@@ -25,6 +25,8 @@ CONVNEXT = dict(depths=(1, 1, 1, 1), dims=(4, 8, 12, 16), img_size=64, d_state=8
 VIT = dict(embed_dim=16, depth=2, num_heads=2, patch_size=8, img_size=32, d_state=8, num_classes=5)
 MODELS = {  # name, arguments, and a size that is not the trained one
     "iso": ("s4nd_iso_tiny", dict(img_size=8, embed_dim=8, depth=2, channels=2, rank=2), (12, 10)),
+    "seq": ("s4nd_seq_tiny", dict(img_size=8, embed_dim=8, depth=2, channels=2), (12, 10)),
+    "seq, values": ("s4nd_seq_tiny", dict(img_size=8, embed_dim=8, depth=2, steps="value"), (12, 10)),
     "convnext": ("s4nd_convnext_tiny", CONVNEXT, (96, 72)),
     "convnext, all s4nd": (
         "s4nd_convnext_tiny",
@@ -237,7 +239,7 @@ def test_model_of_the_meta_device_takes_the_weights_of_another(key):
 
 
 @pytest.mark.parametrize(
-    "key", ["iso", "vit, raster", "vit, grid"]
+    "key", ["iso", "seq", "vit, raster", "vit, grid"]
 )  # timm's ConvNeXt has no way to draw its layer scale
 def test_model_of_the_meta_device_can_be_drawn_anew(key):
     model = on_meta(key).to_empty(device="cpu")

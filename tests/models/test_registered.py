@@ -15,6 +15,7 @@ NAMES = [n for n in timm.list_models() if model_entrypoint(n).__module__.startsw
 # Every family in small: its arguments, and three sizes of images or clips, of which the first is the trained one.
 SMALL = {
     "iso": (dict(img_size=8, embed_dim=8, depth=3), [(8, 8), (7, 12), (5, 1)]),
+    "seq": (dict(img_size=8, embed_dim=8, depth=3), [(8, 8), (7, 12), (5, 1)]),
     "convnext": (dict(depths=(1, 2, 1, 1), dims=(8, 8, 16, 16), ls_init_value=1.0), [(64, 64), (32, 96), (101, 70)]),
     "3d": (dict(depths=(1, 2, 1, 1), dims=(8, 8, 16, 16), ls_init_value=1.0), [(8, 32, 32), (6, 32, 64), (5, 70, 40)]),
     "vit": (dict(img_size=32, patch_size=8, embed_dim=8, depth=3, num_heads=2), [(32, 32), (16, 48), (41, 30)]),
@@ -30,6 +31,10 @@ def family(name):
 
 def has_stages(name):
     return family(name) in ("convnext", "3d")
+
+
+def is_isotropic(name):
+    return family(name) in ("iso", "seq")
 
 
 def sizes(name):
@@ -54,7 +59,7 @@ def small(name, **args):
 
 def knows_its_size(name):
     """All but the ConvNeXts of convolutions, which are fully convolutional."""
-    return name.startswith("s4nd") or family(name) == "iso"
+    return name.startswith("s4nd") or is_isotropic(name)
 
 
 def images(*size, channels=3, dtype=torch.float32):
@@ -76,7 +81,7 @@ def test_any_size_gives_logits_and_every_parameter_a_gradient(name, number):
 
 def test_default_cfg_names_modules_that_exist(name):
     cfg, model = timm.get_pretrained_cfg(name), small(name)
-    assert cfg.input_size == (3, 32, 32) if family(name) == "iso" else (3, 224, 224)
+    assert cfg.input_size == (3, 32, 32) if is_isotropic(name) else (3, 224, 224)
     assert len(cfg.mean) == len(cfg.std) == 3
     assert model.get_submodule(cfg.classifier) is model.get_classifier()
     first_conv = (cfg.first_conv,) if isinstance(cfg.first_conv, str) else cfg.first_conv
@@ -159,7 +164,7 @@ def test_stop_early_runs_no_further_block(name):
 
 
 def test_gradient_checkpointing_changes_no_gradient(name):
-    plain = small(name, drop_rate=0.0, drop_path_rate=0.0, **({"proj_drop_rate": 0.0} if family(name) == "iso" else {}))
+    plain = small(name, drop_rate=0.0, drop_path_rate=0.0, **({"proj_drop_rate": 0.0} if is_isotropic(name) else {}))
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
     x = images(*sizes(name)[0])

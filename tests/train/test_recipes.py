@@ -1,5 +1,6 @@
 """The configs: each can be trained, and those after the paper have its numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from s4nd.train.engine import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
-SMALL = {"vit": 32, "convnext": 32, "iso": 8}  # pixels that their stems and stages leave something of
+SMALL = {"vit": 32, "convnext": 32, "iso": 8, "seq": 8}  # pixels that their stems and stages leave something of
 
 
 def overrides(config, folder, coloured, videos):
@@ -116,6 +117,17 @@ PAPER = {
         **{"stages.0.bandlimit": 0.1, "stages.1.bandlimit": 0.1, "optim.weight_decay": 1.0},
     },
 }
+
+
+def test_recipes_of_the_discretisations_differ_in_it_alone():
+    twins = {
+        disc: load_config(CONFIGS / f"scifar/s4nd_seq_tiny_{disc}.yaml") for disc in ("bilinear", "dirac", "async")
+    }
+    zoh = load_config(CONFIGS / "scifar/s4nd_seq_tiny.yaml")
+    for disc, config in {"zoh": zoh, **twins}.items():
+        assert (config.model.name, config.model.args) == ("s4nd_seq_tiny", {"disc": disc})
+        assert replace(config, model=zoh.model, out=zoh.out) == zoh
+    assert len({config.out for config in (zoh, *twins.values())}) == 4
 
 
 @pytest.mark.parametrize("name", PAPER)
