@@ -38,6 +38,7 @@ from .sharding import is_sharded, load_moments, own, shard, whole_moments, whole
 from .state import STATE_FILE, Position, carry_over, check_classes, find_state, save_state
 from .step import Step
 from .task import task_of
+from .tracking import require_wandb
 
 
 class DivergedError(RuntimeError):
@@ -54,6 +55,8 @@ def train(config: Config) -> Path:
         DivergedError: loss or weights became NaN or infinite; the checkpoints of the last good epoch are kept.
     """
     folder = Path(config.out)
+    if config.wandb is not None:
+        require_wandb()
     place = join(choose_device(config.device))
     try:
         state = from_first(lambda: find_state(config))
@@ -143,12 +146,13 @@ class Trainer:
             print(done, flush=True)
 
     def check_stages(self) -> None:
-        """Every stage on one black image, before the first one takes its time.
+        """The optimizer, and every stage on one black image, before the first one takes its time.
 
         Raises:
-            ValueError: the model refuses the size, or something else, of a stage; names it.
+            ValueError: the model refuses the size, or something else, of a stage, which is named, or a layer decay.
         """
         model, data = copy.deepcopy(self.model), self.config.data
+        create_optimizer(model, self.config.optim)
         clip = [] if data.sampling() is None else [data.frames]
         for i, stage in enumerate(self.config.stages):
             try:
@@ -167,13 +171,14 @@ class Trainer:
         Raises:
             Interrupted: the run was asked to stop; its state is saved.
         """
-        log = RunLog(folder, self.epoch, self.step) if self.rank == 0 else None
+        log = RunLog(folder, self.epoch, self.step, self.config) if self.rank == 0 else None
         sampling = self.config.data.sampling()
         unit, about = ("images", {}) if sampling is None else ("clips", {"protocol": sampling.protocol()})
         about |= self.task.about(self.majority, self.judges.labels)
         if log is not None and about:
             print(opening(about, self.task.metric, self.split), flush=True)
-        with Requests(self.config.save_every_minutes) as requests:
+        closing = contextlib.nullcontext() if log is None else contextlib.closing(log)
+        with closing, Requests(self.config.save_every_minutes) as requests:
             for stage, epoch_of_stage in self.plan()[self.epoch :]:
                 if stage != self.stage:
                     self.enter(stage)
@@ -201,8 +206,6 @@ class Trainer:
                     save_state(folder, self.config, state)  # last: from here on the epoch counts as done
                     print(summary_line(record, len(self.plan())), flush=True)
                 requests.done()
-        if log is not None:
-            log.close()
 
     def between_steps(self, folder: Path, log: RunLog | None, requests: Requests) -> None:
         """After each step: log it, save the state, or stop, where that is due."""

@@ -95,6 +95,12 @@ def test_wrong_type_names_the_key(write, text, message):
         ("mixup_prob=1.5", "mixup_prob must be in [0, 1], got 1.5"),
         ("mixup_prob=0.5", "mixup_prob is of mixup and cutmix: set one of them"),
         ("mixup_switch_prob=0.3", "mixup_switch_prob is between mixup and cutmix: set both"),
+        ("wandb=a/b", "wandb must be the name of a project, at most 128 characters and none of / "),
+        ("wandb=''", "wandb must be the name of a project"),
+        ("optim.layer_decay=1.5", "optim.layer_decay must be in [0, 1], got 1.5"),
+        ("optim.layer_decay=0", "optim.layer_decay must be positive, got 0"),
+        ("optim.opt=adahessian", "optim.opt='adahessian' cannot be trained with: it needs second derivatives"),
+        ("optim.args.eta=3", "optim.args.eta is unknown; did you mean"),
         ("seed", "an override must be key=value, got 'seed'"),
     ],
 )
@@ -325,7 +331,7 @@ def test_same_key_in_several_places_is_none_twice(write):
     assert [stage.size for stage in config.stages] == [8, 9]
 
 
-@pytest.mark.parametrize("content", [b"seed: \xff", b"seed: 1\0", b"\xff\xfes\0e\0", "out: \x07".encode()])
+@pytest.mark.parametrize("content", [b"seed: \xff", b"seed: 1\0", b"\xff\xfes\0e\0", b"out: \x07"])
 def test_file_that_is_no_text_is_refused(tmp_path, content):
     (tmp_path / "x.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.yaml: not valid YAML"):

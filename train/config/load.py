@@ -18,6 +18,8 @@ from .checks import problems
 from .schema import Config, StageConfig
 from .text import check_depth, check_text, read_text
 
+FREE = ("model.args", "optim.args")  # mappings whose keys are those of a model or an optimizer
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Config from a YAML file and overrides such as `optim.lr=0.01`, `stages.0.size=32` or `model.args.depth=4`.
@@ -111,12 +113,12 @@ def _set(node: DictConfig, path: str, value: Any, source: str) -> None:
         node.stages = [StageConfig() for _ in value]
         for i, stage in enumerate(value):
             _fill(node, f"stages.{i}", stage, source)
-    elif path == "model.args" and isinstance(value, dict):
+    elif path in FREE and isinstance(value, dict):
         for key, item in value.items():
-            OmegaConf.update(node, "model.args", {str(key): item}, force_add=True)
+            OmegaConf.update(node, path, {str(key): item}, force_add=True)
     else:
         try:
-            OmegaConf.update(node, path, value, force_add=path.startswith("model.args."))
+            OmegaConf.update(node, path, value, force_add=path.startswith(tuple(f"{free}." for free in FREE)))
         except (OmegaConfBaseException, TypeError) as error:
             raise ValueError(f"{source}: {path}: {_first_line(error)}") from None
 
@@ -126,7 +128,7 @@ def _resolve(path: str, source: str, node: DictConfig) -> type | None:
     here: Any = Config
     parts = path.split(".")
     for depth, part in enumerate(parts):
-        if parts[:depth] == ["model", "args"]:
+        if ".".join(parts[:depth]) in FREE:
             return None
         if parts[:depth] == ["stages"]:
             if not part.isdigit() or int(part) >= len(node.stages):

@@ -1,4 +1,4 @@
-"""YAML of a config as plain text: mappings, lists and values, each key once; what could run code or grow without end is refused.
+"""YAML of a config as plain text: mappings, lists and values, each key once; what could run code or grow is refused.
 
 It is looked through before anything is made of it: objects (tags), repetitions by reference (aliases), of which a few lines can
 stand for billions of values, deep nesting and large files are errors, and so is a key that is there twice, of which YAML takes
