@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from s4nd.train import logs, tracking
 from s4nd.train.config import config_to_dict, load_config
@@ -32,8 +33,10 @@ def offline(tmp_path, monkeypatch):
 
 def written(folder):
     """The records of each run's file: blocks of 32 KiB of (checksum, length, kind) and a piece of a record."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # as at the end of a process: until then its service may still be writing
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         data, at, piece = path.read_bytes(), 7, b""
         records = []
