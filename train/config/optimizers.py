@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
+from timm.optim import Kron, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 
@@ -22,8 +22,8 @@ RESERVED = {
     "capturable": "steps are not captured in CUDA graphs",
 }
 # Of two processes with divided weights these end in an error of DTensor, or elsewhere than one process, or go on otherwise
-# from their saved moments. Kron keeps more than moments.
-NOT_SHARDED = ("adafactorbv", "adamp", "sgdp", "madgrad", "mars", "muon", "novograd", "kron")
+# from their saved moments.
+NOT_SHARDED = ("adafactorbv", "adamp", "sgdp", "madgrad", "mars", "muon", "novograd")
 
 
 def problems_of_optimizer(config: OptimConfig, parallel: str) -> Iterator[str]:
@@ -62,6 +62,8 @@ def _refusal(name: str) -> str | None:
     info = get_optimizer_info(name)
     if info.second_order:
         return "it needs second derivatives, which steps do not make"
+    if info.opt_class is Kron:
+        return "a run that is continued from its saved state goes on otherwise than one that was not stopped"
     if isinstance(info.opt_class, str):
         return f"it is of the package {info.opt_class.partition('.')[0]}; take one of torch's or timm's own"
     return None
