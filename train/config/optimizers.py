@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.optim import Kron, get_optimizer_class, get_optimizer_info, list_optimizers
+from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
+from timm.optim.kron import Kron
 from torch import nn
 from torch.optim import Optimizer
 
