@@ -34,6 +34,7 @@ setup(
         "keops": ["pykeops>=2.2"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
         "demo": ["scikit-image>=0.22", "matplotlib>=3.8", "pyarrow>=15.0"],
+        "wandb": ["wandb>=0.31"],  # with an end to waiting for the network
         "dev": [
             "av>=17.0",
             "decord2>=3.0",
@@ -46,6 +47,7 @@ setup(
             "onnx>=1.17",
             "onnxscript>=0.3",
             "onnxruntime>=1.20",
+            "wandb>=0.31",
         ],
     },
     entry_points={"console_scripts": ["s4nd = s4nd.train.cli:main"]},

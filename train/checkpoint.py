@@ -138,7 +138,7 @@ def _parse_metadata(metadata: dict[str, str], source: str) -> tuple[Config, Meta
     try:
         about: dict[str, Any] = {key: json.loads(metadata[key]) for key in metadata if key != "format"}
         version = about["format_version"]
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, json.JSONDecodeError, RecursionError):
         raise ValueError(f"{source}: not a checkpoint of `s4nd train`: it says nothing of its config") from None
     if version != FORMAT_VERSION:
         raise ValueError(f"{source}: format version {version}, this version of s4nd reads {FORMAT_VERSION}")

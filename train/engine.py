@@ -31,6 +31,7 @@ from .sharding import whole_weights
 from .splits import open_splits
 from .state import STATE_FILE, Position, carry_over, check_classes, find_state, save_state
 from .task import task_of
+from .tracking import require_wandb
 
 
 class DivergedError(RuntimeError):
@@ -47,6 +48,8 @@ def train(config: Config) -> Path:
         DivergedError: loss or weights became NaN or infinite; the checkpoints of the last good epoch are kept.
     """
     folder = Path(config.out)
+    if config.wandb is not None:
+        require_wandb()
     place = join(choose_device(config.device))
     try:
         state = from_first(lambda: find_state(config))
@@ -104,11 +107,12 @@ class Trainer:
         Raises:
             Interrupted: the run was asked to stop; its state is saved.
         """
-        log = RunLog(folder, self.epoch, self.step) if self.place.rank == 0 else None
+        log = RunLog(folder, self.epoch, self.step, self.config) if self.place.rank == 0 else None
         about = self.about()
         if log is not None and about:
             print(opening(about, self.task.metric, self.splits.judge), flush=True)
-        with Requests(self.config.save_every_minutes) as requests:
+        closing = contextlib.nullcontext() if log is None else contextlib.closing(log)
+        with closing, Requests(self.config.save_every_minutes) as requests:
             for stage, epoch_of_stage in self.plan()[self.epoch :]:
                 if stage != self.learner.stage:
                     self.enter(stage)
@@ -121,8 +125,6 @@ class Trainer:
                 record |= {f"{self.unit()}_per_second": (images - images_before) / seconds} | about
                 self.end_epoch(folder, log, record, score)
                 requests.done()
-        if log is not None:
-            log.close()
 
     def end_epoch(self, folder: Path, log: RunLog | None, record: dict, score: Score) -> None:
         """Write the weights, the log and the state of an epoch."""

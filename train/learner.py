@@ -58,12 +58,13 @@ class Learner:
             print(done, flush=True)
 
     def check_stages(self) -> None:
-        """Every stage on one black image, before the first one takes its time.
+        """The optimizer, and every stage on one black image, before the first one takes its time.
 
         Raises:
-            ValueError: the model refuses the size, or something else, of a stage; names it.
+            ValueError: the model refuses the size, or something else, of a stage, which is named, or a layer decay.
         """
         model, data = copy.deepcopy(self.model), self.config.data
+        create_optimizer(model, self.config.optim)
         clip = [] if data.sampling() is None else [data.frames]
         for i, stage in enumerate(self.config.stages):
             try:

@@ -1,4 +1,4 @@
-"""What a run leaves to read: log.jsonl (an epoch a line), steps.jsonl (a step of every `log_every`), TensorBoard events."""
+"""What a run leaves to read: log.jsonl (an epoch a line), steps.jsonl (a step of every `log_every`), TensorBoard, wandb."""
 
 import json
 import sys
@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from .config import Config
 from .files import naming, write_atomically
+from .tracking import Mirror
 
 
 class RunLog:
@@ -16,15 +18,17 @@ class RunLog:
     Args:
         folder: the run directory.
         epochs_done, steps_done: of the run that is continued; what was logged after them, before a kill, is dropped.
+        config: of the run, for wandb if it is asked for.
     """
 
-    def __init__(self, folder: Path, epochs_done: int = 0, steps_done: int = 0):
+    def __init__(self, folder: Path, epochs_done: int = 0, steps_done: int = 0, config: Config | None = None):
         self.path, self.steps_path = folder / "log.jsonl", folder / "steps.jsonl"
         for path, key, done in ((self.path, "epoch", epochs_done), (self.steps_path, "step", steps_done)):
             kept = [line for line in _lines(path) if (record := _parse(line)) and record[key] <= done]
             write_atomically(path, "".join(line + "\n" for line in kept).encode())
         self.board = SummaryWriter(str(folder), purge_step=epochs_done + 1)
         self.step_board = SummaryWriter(str(folder / "steps"), purge_step=steps_done + 1)
+        self.mirror = None if config is None or config.wandb is None else Mirror(folder, config)
 
     def write(self, record: dict) -> None:
         """Log one epoch; `record` holds plain numbers, or texts, and its `epoch`, counted from 1."""
@@ -33,12 +37,16 @@ class RunLog:
             add = self.board.add_text if isinstance(value, str) else self.board.add_scalar
             add(key, value, record["epoch"])
         self.board.flush()
+        if self.mirror is not None:
+            self.mirror.log(record, "epoch")
 
     def write_step(self, record: dict) -> None:
         """Log one step; `record` holds plain numbers and its `step`, counted from 1 over the whole run."""
         self._append(self.steps_path, record)
         for key, value in record.items():
             self.step_board.add_scalar(f"step/{key}", value, record["step"])
+        if self.mirror is not None:
+            self.mirror.log({f"step/{key}": value for key, value in record.items()}, "step/step")
 
     def _append(self, path: Path, record: dict) -> None:
         with naming(path), path.open("a", encoding="utf-8") as file:
@@ -47,6 +55,8 @@ class RunLog:
     def close(self) -> None:
         self.board.close()
         self.step_board.close()
+        if self.mirror is not None:
+            self.mirror.close()
 
 
 def memory_mib(device: torch.device) -> float:

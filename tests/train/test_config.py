@@ -95,6 +95,12 @@ def test_wrong_type_names_the_key(write, text, message):
         ("mixup_prob=1.5", "mixup_prob must be in [0, 1], got 1.5"),
         ("mixup_prob=0.5", "mixup_prob is of mixup and cutmix: set one of them"),
         ("mixup_switch_prob=0.3", "mixup_switch_prob is between mixup and cutmix: set both"),
+        ("wandb=a/b", "wandb must be the name of a project, at most 128 characters and none of / "),
+        ("wandb=''", "wandb must be the name of a project"),
+        ("optim.layer_decay=1.5", "optim.layer_decay must be in [0, 1], got 1.5"),
+        ("optim.layer_decay=0", "optim.layer_decay must be positive, got 0"),
+        ("optim.opt=adahessian", "optim.opt='adahessian' cannot be trained with: it needs second derivatives"),
+        ("optim.args.eta=3", "optim.args.eta is unknown; did you mean"),
         ("seed", "an override must be key=value, got 'seed'"),
     ],
 )
@@ -201,3 +207,132 @@ def test_base_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     with pytest.raises(KeyError, match=r"b.yaml: optim.lr2 is unknown"):
         load_config(tmp_path / "a.yaml")
+
+
+def refused(write, text):
+    """The message with which a file is refused."""
+    with pytest.raises(ValueError) as error:
+        load_config(write(text))
+    return str(error.value)
+
+
+def tags(marker):
+    """Values that would make a file, if they were made to what they stand for."""
+    return [
+        f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [{marker}]]",
+        f"!!python/object/apply:os.system ['touch {marker}']",
+        f"!!python/object/new:os.system ['touch {marker}']",
+        f"!!python/object/apply:pathlib.Path [{marker}]",
+        "!!python/name:os.system ''",
+        "!own {a: 1}",
+        "!!str text",
+        "! text",
+    ]
+
+
+@pytest.mark.parametrize("which", range(8))
+def test_tag_is_refused_by_name_wherever_it_stands_and_nothing_is_run(write, tmp_path, which):
+    marker = tmp_path / "made"
+    text = tags(marker)[which]
+    tag = re.escape(text.split()[0].replace("!!", "tag:yaml.org,2002:"))
+    message = f"line {{}}: the tag {tag} is refused"
+    with pytest.raises(ValueError, match=rf"x\.yaml: {message.format(2)}"):
+        load_config(write(f"seed: 1\nout: {text}"))
+    with pytest.raises(ValueError, match=message.format(1)):
+        load_config(write(), [f"out={text}"])
+    with pytest.raises(ValueError, match=message.format(1)):
+        load_config(write(), [f"model.args.kernel=[{text}]"])
+    (tmp_path / "below.yaml").write_text(f"out: {text}")
+    with pytest.raises(ValueError, match=rf"below\.yaml: {message.format(1)}"):
+        load_config(write("base: below.yaml"))
+    assert not marker.exists()
+
+
+def test_tag_in_a_stored_config_is_only_text(write, tmp_path):
+    marker = tmp_path / "made"
+    for text in tags(marker):
+        tree = config_to_dict(load_config(write())) | {"out": text}
+        assert config_from_dict(tree, "there").out == text
+    assert not marker.exists()
+
+
+def test_stored_config_has_no_base(write):
+    with pytest.raises(KeyError, match="there: base is unknown"):
+        config_from_dict(config_to_dict(load_config(write())) | {"base": "/etc/passwd"}, "there")
+
+
+def test_base_may_lie_in_any_folder(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one" / "base.yaml").write_text("optim: {lr: 0.5}\nstages: [{size: 8}]")
+    for name in ("../one/base.yaml", str(tmp_path / "one" / "base.yaml")):
+        (tmp_path / "two" / "x.yaml").write_text(f"base: {name}")
+        assert load_config(tmp_path / "two" / "x.yaml").optim.lr == 0.5
+
+
+def test_aliases_are_refused_before_they_grow(write):
+    """Of 9 lists of 9 of the one before, 9^9 values; and of an anchor that holds itself."""
+    lines = ["a0: &a0 [1]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    assert "line 2: the alias *a0 is refused" in refused(write, "\n".join(lines))
+    assert "the alias *a is refused" in refused(write, "model: &a {args: *a}")
+    with pytest.raises(ValueError, match="alias"):
+        load_config(write(), ["model.args.a=[&a 1, *a]"])
+
+
+@pytest.mark.parametrize("inside", ["[" * 3_000, "{a: " * 3_000, "[" * 33 + "]" * 33, "- " * 3_000])
+def test_deep_nesting_is_an_error_that_says_so(write, inside):
+    assert "more than 32 mappings and lists within each other" in refused(
+        write, f"model:\n  args:\n    a:\n     {inside}"
+    )
+    with pytest.raises(ValueError, match="more than 32 mappings and lists"):
+        load_config(write(), [f"model.args.a={inside}"])
+
+
+def test_deep_nesting_of_a_stored_config_is_an_error(write):
+    tree = config_to_dict(load_config(write()))
+    for kind in (lambda inner: [inner], lambda inner: {"a": inner}):
+        deep = 1
+        for _ in range(20_000):
+            deep = kind(deep)
+        with pytest.raises(ValueError, match="there: more than 32 mappings"):
+            config_from_dict(tree | {"model": {"args": {"a": deep}}}, "there")
+
+
+def test_file_that_is_too_long_is_refused_before_it_is_read(write, tmp_path):
+    path = tmp_path / "x.yaml"
+    with path.open("wb") as file:
+        file.truncate(50 * 2**20)
+    with pytest.raises(ValueError, match=r"x\.yaml: a config must be at most 1048576 bytes long"):
+        load_config(path)
+
+
+def test_message_about_a_value_of_any_length_is_short(write):
+    for text in (f"optim: [{'1, ' * 100_000}1]", f"optim: {{lr: {'x' * 100_000}}}", f"stages: [{'y' * 100_000}]"):
+        assert len(refused(write, text)) < 1000
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("seed: 1\nseed: 2", "line 2: seed is there twice"),
+        ("optim: {lr: 1, lr: 2}", "line 1: optim.lr is there twice"),
+        ("stages: [{size: 8}, {size: 8, size: 9}]", "line 1: stages.1.size is there twice"),
+        ("optim: {lr: 1}\noptim.lr: 2", "line 2: optim.lr is there twice"),
+        ('model: {args: {1: a, "1": b}}', "line 1: model.args.1 is there twice"),
+        ("? [a]\n: 1", "line 1: a key must be a plain word"),
+    ],
+)
+def test_key_that_is_there_twice_is_refused(write, text, message):
+    assert message in refused(write, text)
+
+
+def test_same_key_in_several_places_is_none_twice(write):
+    config = load_config(write("stages: [{size: 8}, {size: 9}]\nmodel: {args: {size: [1, {a: 2}, {a: 3}]}}"))
+    assert [stage.size for stage in config.stages] == [8, 9]
+
+
+@pytest.mark.parametrize("content", [b"seed: \xff", b"seed: 1\0", b"\xff\xfes\0e\0", b"out: \x07"])
+def test_file_that_is_no_text_is_refused(tmp_path, content):
+    (tmp_path / "x.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.yaml: not valid YAML"):
+        load_config(tmp_path / "x.yaml")

@@ -5,6 +5,7 @@ import math
 import random
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from timm.utils import random_seed
 import s4nd.models
 from s4nd import S4ND
 from s4nd.models.s4nd_iso import ConvMixer
-from s4nd.train import engine, learner, requests
+from s4nd.train import engine, learner, requests, tracking
 from s4nd.train.config import Config, StageConfig, load_config
 from s4nd.train.data import Clips
 from s4nd.train.engine import Trainer, train
@@ -543,6 +544,35 @@ def test_optim_weight_decay(trainer):
     assert shrunk["blocks.0.mixer.s4nd.kernels.0.log_A_real"] == shrunk["norm.weight"] == 1
 
 
+def test_optim_opt(trainer):
+    """Stochastic gradient descent moves by lr times the gradient."""
+    run = trainer("optim.opt=momentum", "optim.weight_decay=0")
+    before = parameters(run.learner.model)["head.fc.bias"]
+    step(run)
+    after = run.learner.model.head.fc.bias
+    torch.testing.assert_close(after.detach(), before - 0.01 * after.grad, rtol=1e-6, atol=1e-8)
+
+
+def test_optim_args(trainer):
+    """The buffer of the momentum m after the gradients g and h is m g + h."""
+    run, gradients = trainer("optim.opt=momentum", "optim.args={momentum: 0.25}", "optim.weight_decay=0"), []
+    bias = run.learner.model.head.fc.bias
+    for _ in range(2):
+        step(run)
+        gradients.append(bias.grad.clone())
+    torch.testing.assert_close(run.learner.optimizer.state[bias]["momentum_buffer"], 0.25 * gradients[0] + gradients[1])
+
+
+def test_optim_layer_decay(trainer):
+    """Adam's first step is as long as the rate: halved from the head to the second block, the first, and the stem."""
+    far = moved(trainer("optim.layer_decay=0.5", "optim.weight_decay=0"))
+    assert far["head.fc.bias"] == pytest.approx(0.01, rel=1e-3)
+    assert far["norm.bias"] == pytest.approx(0.005, rel=1e-3)
+    assert far["blocks.0.norm.bias"] == pytest.approx(0.0025, rel=1e-3)
+    assert far["blocks.0.mixer.s4nd.kernels.0.log_dt"] == pytest.approx(0.00025, rel=1e-2)
+    assert far["stem.bias"] == pytest.approx(0.00125, rel=1e-3)
+
+
 def test_optim_clip_grad(trainer):
     norms = []
     for clip_grad in ("null", 1e-3):
@@ -573,6 +603,40 @@ def test_schedule_warmup_epochs(trainer, monkeypatch):
 def test_schedule_min_lr(trainer, monkeypatch):
     expected = [0.004 + 0.006 * cosine(t, 6) for t in range(6)]
     assert rates(trainer("schedule.min_lr=0.004"), monkeypatch) == pytest.approx(expected)
+
+
+def test_schedule_sched(trainer, monkeypatch):
+    assert rates(trainer("schedule.sched=constant"), monkeypatch) == pytest.approx([0.01] * 6)
+
+
+def test_schedule_warmup_lr(trainer, monkeypatch):
+    expected = [0.004 + 0.006 * t / 3 for t in range(3)] + [0.01 * cosine(t, 3) for t in range(3)]
+    run = trainer("schedule.warmup_epochs=1", "schedule.warmup_lr=0.004")
+    assert rates(run, monkeypatch) == pytest.approx(expected)
+
+
+def test_schedule_cooldown_epochs(trainer, monkeypatch):
+    expected = [0.002 + 0.008 * cosine(t, 3) for t in range(3)] + [0.002] * 3
+    run = trainer("schedule.cooldown_epochs=1", "schedule.min_lr=0.002")
+    assert rates(run, monkeypatch) == pytest.approx(expected)
+
+
+def test_schedule_decay_rate(trainer, monkeypatch):
+    """A straight line and a parabola."""
+    for power in (1, 2):
+        run = trainer("schedule.sched=poly", f"schedule.decay_rate={power}")
+        assert rates(run, monkeypatch) == pytest.approx([0.01 * (1 - t / 6) ** power for t in range(6)])
+
+
+def test_schedule_decay_epochs(trainer, monkeypatch):
+    for steps in (1, 2, 3):
+        run = trainer("schedule.sched=step", "schedule.decay_rate=0.5", f"schedule.decay_epochs={steps / 3}")
+        assert rates(run, monkeypatch) == pytest.approx([0.01 * 0.5 ** (t // steps) for t in range(6)])
+
+
+def test_schedule_decay_milestones(trainer, monkeypatch):
+    run = trainer("schedule.sched=multistep", "schedule.decay_rate=0.1", "schedule.decay_milestones=[0.34, 1]")
+    assert rates(run, monkeypatch) == pytest.approx([0.01, 0.001, 0.001, 0.0001, 0.0001, 0.0001])
 
 
 # ---- the rest
@@ -793,6 +857,18 @@ def test_log_every(config):
     folder = train(config("log_every=2", "stages=[{size: 8, epochs: 3}]", "resume=auto"))
     records = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 5, 8]
+
+
+def test_wandb(config, monkeypatch):
+    """The project gets every record of both logs; without the key nobody asks for the package."""
+    begun, sent = [], []
+    run = SimpleNamespace(log=sent.append, define_metric=lambda *_, **__: None, finish=lambda: sent.append("end"))
+    package = SimpleNamespace(init=lambda **given: begun.append(given) or run, Settings=dict)
+    monkeypatch.setattr(tracking, "require_wandb", lambda: package)
+    train(config("stages=[{size: 8, epochs: 1}]"))
+    assert begun == []
+    train(config("wandb=stripes", "log_every=1", "stages=[{size: 8, epochs: 1}]", f"out={config().out}_mirrored"))
+    assert [given["project"] for given in begun] == ["stripes"] and len(sent) == 3 + 1 + 1
 
 
 def saves(monkeypatch):

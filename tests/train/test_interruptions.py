@@ -106,6 +106,29 @@ def test_scale_of_the_loss_is_among_what_goes_on(path, uninterrupted, monkeypatc
     assert_same(states(train(load_config(path, [*WHOLE, f"amp={amp}", "resume=auto"]))), uninterrupted(f"amp={amp}"))
 
 
+OTHERS = {
+    "sgd": [
+        "optim.args={momentum: 0.8}",
+        "schedule.sched=step",
+        "schedule.decay_epochs=0.5",
+        "schedule.decay_rate=0.7",
+    ],
+    "lamb": ["optim.layer_decay=0.6", "schedule.sched=poly", "schedule.decay_rate=1"],
+    "lion": ["schedule.sched=wsd", "schedule.decay_epochs=1", "schedule.warmup_epochs=0.5", "schedule.warmup_lr=0.001"],
+    "nmuon": ["schedule.sched=constant"],
+}
+
+
+@pytest.mark.parametrize("opt", OTHERS)
+def test_any_optimizer_and_schedule_goes_on_within_an_epoch(path, uninterrupted, monkeypatch, opt):
+    options = [f"optim.opt={opt}", *OTHERS[opt]]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_step(patch, 8)  # in the middle of the third epoch
+        train(load_config(path, [*WHOLE, *options, "save_every_steps=1"]))
+    folder = train(load_config(path, [*WHOLE, *options, "save_every_steps=1", "resume=auto"]))
+    assert_same(states(folder), uninterrupted(*options))
+
+
 def test_sigterm_saves_and_stops(path, uninterrupted, monkeypatch):
     with (
         monkeypatch.context() as patch,

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from s4nd.nn.resolution import MODEL_RESAMPLE
 
 from ..data import MOTION, VIDEO_DATASETS, ClipSampling, ImageTransforms
+from .optimizers import problems_of_optimizer
+from .schedules import problems_of_schedule
 from .schema import Config, DataConfig
 
 VIDEO_KEYS = ("lists", "split", *(f.name for f in fields(ClipSampling)))
@@ -37,9 +39,14 @@ RANGES = {
     "optim.lr": Range(0, positive=True),
     "optim.weight_decay": Range(0),
     "optim.ssm_lr": Range(0),
+    "optim.layer_decay": Range(0, 1, positive=True),
     "optim.clip_grad": Range(0, positive=True),
     "schedule.warmup_epochs": Range(0),
+    "schedule.warmup_lr": Range(0),
     "schedule.min_lr": Range(0),
+    "schedule.cooldown_epochs": Range(0),
+    "schedule.decay_rate": Range(0, positive=True),
+    "schedule.decay_epochs": Range(0, positive=True),
     "batch_size": Range(1),
     "label_smoothing": Range(0, 1),
     "mixup": Range(0),
@@ -83,6 +90,10 @@ def problems(config: Config) -> Iterator[str]:
     yield from _of_videos(config) if config.data.name in VIDEO_DATASETS else _of_images(config.data)
     yield from _of_mixing(config)
     yield from _of_stages(config)
+    yield from problems_of_optimizer(config.optim, config.parallel)
+    yield from problems_of_schedule(config)
+    if config.wandb is not None and (not 0 < len(config.wandb) <= 128 or {*config.wandb} & {*"/\\#?%:"}):
+        yield f"wandb must be the name of a project, at most 128 characters and none of / \\ # ? % :, got {config.wandb!r}"
     if config.init.inflate is not None and config.init.weights is not None:
         yield "init.inflate and init.weights are two beginnings: set one of them"
     yield from _of_model(config)
@@ -102,8 +113,6 @@ def _out_of_range(config: Config) -> Iterator[str]:
             yield f"{key} must be {f'in [{low}, {high}]' if high is not None else f'at least {low}'}, got {value}"
         elif positive and value == 0:
             yield f"{key} must be positive, got 0"
-    if config.schedule.min_lr > config.optim.lr:
-        yield f"schedule.min_lr must be in [0, {config.optim.lr}], got {config.schedule.min_lr}"
 
 
 def _value(config: Config, path: str) -> Any:
@@ -152,9 +161,6 @@ def _of_stages(config: Config) -> Iterator[str]:
     for i, stage in enumerate(config.stages):
         if stage.sizes is not None and (config.data.name in VIDEO_DATASETS or not stage.sizes):
             yield f"stages.{i}.sizes must be sizes of images, such as [8, 12, 16], got {stage.sizes} for {config.data.name}"
-        if config.schedule.warmup_epochs >= stage.epochs:
-            warmup = f"schedule.warmup_epochs={config.schedule.warmup_epochs:g}"
-            yield f"{warmup} must be less than stages.{i}.epochs={stage.epochs}"
         if stage.resample not in (None, *MODEL_RESAMPLE):
             yield f"stages.{i}.resample must be {_either((None, *MODEL_RESAMPLE))}, got {stage.resample!r}"
 

@@ -16,18 +16,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .checks import problems
 from .schema import Config, StageConfig
+from .text import check_depth, check_text, read_text
+
+FREE = ("model.args", "optim.args")  # mappings whose keys are those of a model or an optimizer
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Config from a YAML file and overrides such as `optim.lr=0.01`, `stages.0.size=32` or `model.args.depth=4`.
 
-    A file may begin with `base: OTHER.yaml`, beside it: then it holds only what differs from that file. Lists, such as the
-    stages, are replaced as a whole.
+    A file may begin with `base: OTHER.yaml`: then it holds only what differs from that file. A base is named from the folder of
+    the file, `..` and absolute paths included: whoever starts a training may read what they can read, and nothing but a config
+    is taken from it. Lists, such as the stages, are replaced as a whole.
 
     Raises:
         FileNotFoundError: no such file, or no such base.
         KeyError: an unknown key; the message names the nearest known one.
-        ValueError: not YAML, a wrong type or a value out of range.
+        ValueError: not YAML, more than plain values (see text.py), a wrong type or a value out of range.
     """
     node = OmegaConf.structured(Config)
     for file, tree in _with_bases(Path(path)):
@@ -36,11 +40,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"an override must be key=value, got {override!r}")
+        source = f"override {shorten(override)!r}"
         try:
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={check_text(text, source)}"]))["value"]
         except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ValueError(f"override {override!r}: not valid YAML: {error}") from None
-        _set(node, key, value, f"override {override!r}")
+            raise ValueError(f"{source}: not valid YAML: {error}") from None
+        _set(node, key, value, source)
     return _finish(node, str(path))
 
 
@@ -53,8 +58,8 @@ def _with_bases(path: Path) -> list[tuple[Path, Any]]:
         if not path.is_file():
             raise FileNotFoundError(f"no config file {path}" + (f", the base of {found[-1][0]}" if found else ""))
         try:
-            tree = OmegaConf.to_container(OmegaConf.load(path))
-        except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+            tree = OmegaConf.to_container(OmegaConf.create(check_text(read_text(path), str(path)) or "{}"))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ValueError(f"{path}: not valid YAML: {error}") from None
         base = tree.pop("base", None) if isinstance(tree, dict) else None
         if base is not None and not isinstance(base, str):
@@ -66,6 +71,7 @@ def _with_bases(path: Path) -> list[tuple[Path, Any]]:
 
 def config_from_dict(tree: Any, source: str) -> Config:
     """Config from plain containers of elsewhere (a checkpoint), through the same checks; `source` is for errors."""
+    check_depth(tree, source)
     if "${" in str(tree):  # a stored config is resolved; an interpolation could only read this machine's environment
         raise ValueError(f"{source}: interpolations are not allowed in a stored config")
     node = OmegaConf.structured(Config)
@@ -91,7 +97,9 @@ def _finish(node: DictConfig, source: str) -> Config:
 
 def _fill(node: DictConfig, prefix: str, tree: Any, source: str) -> None:
     if not isinstance(tree, dict):
-        raise ValueError(f"{source}: {prefix or 'the config'} must be a mapping of keys to values, got {tree!r}")
+        raise ValueError(
+            f"{source}: {prefix or 'the config'} must be a mapping of keys to values, got {shorten(repr(tree))}"
+        )
     for key, value in tree.items():
         _set(node, f"{prefix}.{key}" if prefix else str(key), value, source)
 
@@ -105,12 +113,12 @@ def _set(node: DictConfig, path: str, value: Any, source: str) -> None:
         node.stages = [StageConfig() for _ in value]
         for i, stage in enumerate(value):
             _fill(node, f"stages.{i}", stage, source)
-    elif path == "model.args" and isinstance(value, dict):
+    elif path in FREE and isinstance(value, dict):
         for key, item in value.items():
-            OmegaConf.update(node, "model.args", {str(key): item}, force_add=True)
+            OmegaConf.update(node, path, {str(key): item}, force_add=True)
     else:
         try:
-            OmegaConf.update(node, path, value, force_add=path.startswith("model.args."))
+            OmegaConf.update(node, path, value, force_add=path.startswith(tuple(f"{free}." for free in FREE)))
         except (OmegaConfBaseException, TypeError) as error:
             raise ValueError(f"{source}: {path}: {_first_line(error)}") from None
 
@@ -120,7 +128,7 @@ def _resolve(path: str, source: str, node: DictConfig) -> type | None:
     here: Any = Config
     parts = path.split(".")
     for depth, part in enumerate(parts):
-        if parts[:depth] == ["model", "args"]:
+        if ".".join(parts[:depth]) in FREE:
             return None
         if parts[:depth] == ["stages"]:
             if not part.isdigit() or int(part) >= len(node.stages):
@@ -137,4 +145,9 @@ def _resolve(path: str, source: str, node: DictConfig) -> type | None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return shorten(str(error).splitlines()[0], 300)
+
+
+def shorten(text: str, shown: int = 120) -> str:
+    """What a message says of a value that may be of any length."""
+    return text if len(text) <= shown else f"{text[:shown]}..."

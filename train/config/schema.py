@@ -89,20 +89,32 @@ class StageConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW; the state-space parameters have a learning rate of their own and no weight decay."""
+    """The optimizer; the state-space parameters have a learning rate of their own and no weight decay."""
 
+    opt: str = "adamw"  # of torch and timm, by timm's name
+    args: dict[str, Any] = field(default_factory=dict)  # of it, such as betas or momentum
     lr: float = 1e-3
     weight_decay: float = 0.05
     ssm_lr: float | None = None  # None: min(lr, 1e-3)
+    layer_decay: float | None = None  # each layer's rates by this times those of the layer above; None: all alike
     clip_grad: float | None = None  # largest norm of the gradient
 
 
 @dataclass
 class ScheduleConfig:
-    """Linear warm-up from 0, then a cosine to min_lr; begins anew with each stage."""
+    """Linear warm-up from warmup_lr, then a schedule of timm's, by the step; begins anew with each stage.
 
+    Rates are those of the groups at optim.lr; other groups keep their ratio to them.
+    """
+
+    sched: str = "cosine"  # cosine, tanh, poly, step, multistep, wsd, rsqrt or constant
     warmup_epochs: float = 0.0
-    min_lr: float = 0.0  # of the groups at optim.lr; other groups keep their ratio to them
+    warmup_lr: float = 0.0  # at the first step
+    min_lr: float = 0.0  # at the end of cosine, tanh, poly, wsd and rsqrt
+    cooldown_epochs: float = 0.0  # the last ones of the stage, at min_lr
+    decay_rate: float | None = None  # factor of step and multistep, power of poly
+    decay_epochs: float | None = None  # between the falls of step, after the warm-up; of the fall of wsd and rsqrt
+    decay_milestones: list[float] | None = None  # of multistep, in epochs of the stage
 
 
 @dataclass
@@ -130,6 +142,7 @@ class Config:
     compile: bool = False  # torch.compile
     distribute_bn: str | None = None  # of batch norms, statistics of the first process; "reduce": the mean over them
     log_every: int = 50  # steps between two records of steps.jsonl
+    wandb: str | None = None  # project of Weights & Biases that gets what the logs get; needs the extra "wandb"
     save_every_steps: int | None = None  # within an epoch; None: at the end of each epoch alone
     save_every_minutes: float | None = None
     seed: int = 0

@@ -33,10 +33,10 @@ class AttributeImages(ImageDataset):
     def __init__(self, root: Path, source: Path, classes: list[str], files: list[str], labels: list[list[int]]):
         here = np.array(present(root, files), dtype=bool)
         if not here.any():
-            first = f", such as {files[0]}" if files else ""
+            first = f", such as {files[0][:80]}" if files else ""
             raise FileNotFoundError(f"none of the {len(files)} images that {source} lists is in {root}{first}")
         if not here.all():
-            first, count = files[int(here.argmin())], len(files) - int(here.sum())
+            first, count = files[int(here.argmin())][:80], len(files) - int(here.sum())
             text = "%s: left out %d of %d images, which are not in %s; the first is %s"
             logger.warning(text, source, count, len(files), root, first)
         self.classes = classes
@@ -104,10 +104,13 @@ def checked_attributes(names: Sequence[str], where: str) -> list[str]:
     """The names of the attributes.
 
     Raises:
-        ValueError: there is none, one is empty, or one is there twice.
+        ValueError: there is none, one is empty or there twice, or one is longer than 100 characters or cannot be printed.
     """
     if not names or not all(names) or len({*names}) < len(names):
         raise ValueError(f"{where} must name attributes, each once, got {', '.join(names)[:80] or 'none'}")
+    odd = next((name for name in names if len(name) > 100 or not name.isprintable()), None)
+    if odd is not None:  # names travel into logs, terminals and checkpoints
+        raise ValueError(f"{where} must name attributes in at most 100 printable characters, got {odd[:80]!r}")
     return list(names)
 
 

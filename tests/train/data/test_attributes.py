@@ -89,6 +89,11 @@ def test_image_that_cannot_be_read_is_a_bad_image(write):
         (ROWS, "file", r"line 1 must name attributes, each once, got none"),
         (ROWS, "file,young,young", r"line 1 must name attributes, each once, got young, young"),
         (ROWS, "file,young,", r"line 1 must name attributes, each once"),
+        (ROWS, "file,smiling,yo\0ung", r"line 1 must name attributes in at most 100 printable .*, got 'yo\\x00ung'"),
+        (ROWS, "file,smiling," + "y" * 101, r"line 1 must name attributes in at most 100 printable .*, got 'y{80}'$"),
+        ([*ROWS, "d\0.png,1,0"], None, r"line 5 must begin with a file below"),
+        ([*ROWS, "d.png,1,0\0"], None, r"line 5: values must be 0 and 1"),
+        ([*ROWS, "d" * 200_000 + ",1,0"], None, r"test\.csv: after line \d: not CSV in UTF-8: field larger"),
         ([*ROWS, "d.png,1"], None, r"test\.csv: line 5 must have 2 values after the file, got 1"),
         ([*ROWS, "d.png,1,0,0"], None, r"line 5 must have 2 values after the file, got 3"),
         ([*ROWS, "d.png,1,2"], None, r"line 5: values must be 0 and 1, or -1 and 1 in the whole file, .* '0', '2'"),
@@ -110,11 +115,18 @@ def test_list_that_is_not_one_is_an_error_that_names_the_line(write, lines, head
         CsvList(root, "test")
 
 
-def test_list_in_another_encoding_is_an_error_that_names_it(write):
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_list_in_another_encoding_is_an_error_that_names_it(write, encoding):
     root = write()
-    (root / "test.csv").write_bytes("file,müde\na.png,1\n".encode("latin-1"))
+    (root / "test.csv").write_bytes("file,müde\na.png,1\n".encode(encoding))
     with pytest.raises(ValueError, match=r"test\.csv: after line 0: not CSV in UTF-8"):
         CsvList(root, "test")
+
+
+def test_message_about_a_name_of_any_length_is_short(write):
+    with pytest.raises(FileNotFoundError) as error:
+        CsvList(write(["x" * 100_000 + ".png,1,1"]), "test")
+    assert len(str(error.value)) < 500
 
 
 def test_absent_list_and_absent_images_are_errors(write, tmp_path):
