@@ -103,12 +103,12 @@ def test_data_root(trainer, tmp_path):
 
 def test_data_train_limit(trainer):
     limited = trainer("data.train_limit=17")
-    assert (len(limited.train_set), len(limited.judges)) == (17, 20)
+    assert (len(limited.splits.train), len(limited.splits.judges)) == (17, 20)
 
 
 def test_data_test_limit(trainer):
     limited = trainer("data.test_limit=7")
-    assert (len(limited.train_set), len(limited.judges)) == (48, 7) and limited.test().images == 7
+    assert (len(limited.splits.train), len(limited.splits.judges)) == (48, 7) and limited.test().images == 7
 
 
 def test_data_val_fraction(trainer):
@@ -261,7 +261,7 @@ def test_data_aug_repeats(trainer):
 
 def test_data_workers(trainer):
     busy = trainer("data.workers=1")
-    assert [busy.loader(busy.train_set, 0, train=is_training).num_workers for is_training in (True, False)] == [1, 1]
+    assert [busy.loader(busy.splits.train, 0, train=is_training).num_workers for is_training in (True, False)] == [1, 1]
 
 
 @pytest.fixture

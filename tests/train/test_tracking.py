@@ -169,7 +169,7 @@ def test_first_process_alone_mirrors(write_config, tmp_path, monkeypatch):
         trainer = Trainer(
             load_config(write_config(), ["stages=[{size: 8, epochs: 1}]", "wandb=stripes"]), torch.device("cpu")
         )
-        trainer.place.rank = rank
+        trainer.place = trainer.place._replace(rank=rank)
         (tmp_path / "run").mkdir(exist_ok=True)
         trainer.fit(tmp_path / "run")
         assert len(begun) == count
