@@ -260,7 +260,8 @@ def _curves(
     root = args.root if args.root or args.data else data.root
     limit = data.test_limit if args.limit is None else args.limit
     lists = data.lists if source.name in LISTED_DATASETS else None
-    dataset = build_dataset(source.name, root, "test", limit=limit, lists=lists, official_split=data.split)
+    where = {"lists": lists, "official_split": data.split, "reading": data.reading()}
+    dataset = build_dataset(source.name, root, "test", limit=limit, **where)
     if task_of(dataset.labels).name != meta.task:
         raise ValueError(f"{path} is {meta.task}, and the data of {source.name} is {task_of(dataset.labels).name}")
     order = list(range(len(meta.classes)))

@@ -23,7 +23,7 @@ from s4nd.ops import BackendError
 
 from .checkpoint import Meta, load_weights, save_checkpoint
 from .config import Config
-from .data import build_dataset, make_loader, split_off
+from .data import ImageLoader, build_dataset, make_loader, split_off
 from .data.names import difference
 from .device import choose_device
 from .evaluate import Score, evaluate
@@ -101,7 +101,7 @@ class Trainer:
         if rank > 0:
             dist.barrier()  # the first process alone downloads what is to be downloaded
         data = config.data
-        source = {"lists": data.lists, "official_split": data.split}
+        source = {"lists": data.lists, "official_split": data.split, "reading": data.reading()}
         self.train_set = build_dataset(data.name, data.root, "train", limit=data.train_limit, **source)
         if data.val_fraction is None:
             self.judges = build_dataset(data.name, data.root, "test", limit=data.test_limit, **source)
@@ -130,6 +130,7 @@ class Trainer:
         self.epoch = self.step = 0
         self.position, self.unreadable = Position(), 0
         self.stage, self.best = -1, -1.0
+        self.loaders: dict[tuple[int, bool, int], ImageLoader] = {}  # of the present stage; their workers live as long
 
     def initialise(self) -> None:
         """Begin with the weights that config.init names."""
@@ -253,6 +254,7 @@ class Trainer:
             weights: of `models()`, to go on with.
         """
         self.gather()
+        self.loaders.clear()
         for model in self.models():  # all follow the stage
             enter_stage(model, self.config, stage)
         if weights is not None:
@@ -284,29 +286,28 @@ class Trainer:
             )
         return self.update
 
-    def loader(self, dataset, stage: int, *, train: bool):
-        """Batches of this process for the coming epoch, or for what is left of it."""
-        data = self.config.data
-        return make_loader(
-            dataset,
-            self.config.stages[stage].size,
-            self.config.batch_size // self.world_size,
-            train=train,
-            seed=self.config.seed,
-            epoch=self.epoch,
-            workers=data.workers,
-            hflip=data.hflip,
-            pad=data.pad,
-            transforms=data.transforms(),
-            normalisation=normalisation(self.model),
-            sampling=data.sampling(),
-            sizes=self.config.stages[stage].sizes,
-            rank=self.rank,
-            world_size=self.world_size,
-            parts=self.config.accumulate,
-            begin=self.position.batches,
-            skip_bad=True,
-        )
+    def loader(self, dataset, stage: int, *, train: bool) -> ImageLoader:
+        """Batches of this process for the coming epoch, or for what is left of it; the same loader throughout a stage."""
+        key = stage, train, id(dataset)
+        if key not in self.loaders:
+            data = self.config.data
+            self.loaders[key] = make_loader(
+                dataset,
+                self.config.stages[stage].size,
+                self.config.batch_size // self.world_size,
+                train=train,
+                rendering=data.rendering(normalisation(self.model)),
+                sizes=self.config.stages[stage].sizes,
+                seed=self.config.seed,
+                workers=data.workers,
+                prefetch=data.prefetch,
+                rank=self.rank,
+                world_size=self.world_size,
+                parts=self.config.accumulate,
+                skip_bad=True,
+            )
+        self.loaders[key].set_epoch(self.epoch, self.position.batches if train else 0)
+        return self.loaders[key]
 
     def train_epoch(self, epoch_of_stage: int, between_steps: Callable[[], None] = lambda: None) -> tuple[float, int]:
         """One epoch, or what is left of it; returns its mean training loss and number of images, over all processes."""

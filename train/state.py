@@ -22,7 +22,18 @@ from .files import write_atomically
 
 STATE_FILE, PREVIOUS_FILE = "last.state", "previous.state"
 # May differ between a run and its continuation: where it runs and writes, not what it computes. The data may have moved.
-EXEMPT = {"out", "resume", "device", "data.root", "data.workers", "log_every", "save_every_steps", "save_every_minutes"}
+EXEMPT = {
+    "out",
+    "resume",
+    "device",
+    "data.root",
+    "data.class_map",
+    "data.workers",
+    "data.prefetch",
+    "log_every",
+    "save_every_steps",
+    "save_every_minutes",
+}
 
 logger = logging.getLogger("s4nd")
 

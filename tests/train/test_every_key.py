@@ -244,7 +244,7 @@ def test_data_aug_repeats(trainer):
     """48 images an epoch, of 16 kinds: three of each in a row of 16, flipped independently."""
     run = trainer("data.aug_repeats=3", "data.hflip=true")
     loader = run.loader(run.train_set, 0, train=True)
-    seen = torch.tensor(list(loader.sampler))
+    seen = torch.tensor([index for *_, index in loader.sampler])
     assert len(seen) == 48 and (seen % 48).unique(return_counts=True)[1].tolist() == [3] * 16
     assert torch.equal(seen % 48, (seen % 48)[::3].repeat_interleave(3))
     images = torch.cat([images for images, _ in loader]).view(16, 3, 3, 8, 8)
@@ -255,6 +255,17 @@ def test_data_aug_repeats(trainer):
 def test_data_workers(trainer):
     busy = trainer("data.workers=1")
     assert [busy.loader(busy.train_set, 0, train=is_training).num_workers for is_training in (True, False)] == [1, 1]
+
+
+def test_data_prefetch(trainer, config):
+    """With workers; without, it would do nothing."""
+    busy = trainer("data.workers=1", "data.prefetch=3")
+    assert [busy.loader(busy.train_set, 0, train=is_training).prefetch_factor for is_training in (True, False)] == [
+        3,
+        3,
+    ]
+    with pytest.raises(ValueError, match=r"data.prefetch is of workers"):
+        config("data.prefetch=3")
 
 
 @pytest.fixture
@@ -440,9 +451,11 @@ def test_stages_sizes(trainer):
     assert seen[0] == seen[2] != seen[1] and set(seen[0]) == {6, 8, 11} and len(seen[0]) == 24
     run.world_size, run.config.batch_size, of_rank = 2, 4, []
     for run.rank in (0, 1):
+        run.loaders.clear()
         of_rank.append([images.shape[-1] for _, images, _ in run.batches()])
     assert of_rank[0] == of_rank[1] and len({*of_rank[0]}) > 1
     run.rank, run.world_size, run.config.batch_size = 0, 1, 2
+    run.loaders.clear()
     at_8 = plain_images(trainer("stages=[{size: 8, epochs: 1}]"))
     of_8 = torch.cat([images for (_, images, _), size in zip(batches, seen[2], strict=True) if size == 8])
     assert is_among(of_8, at_8).all()
@@ -810,7 +823,7 @@ def test_seed(trainer):
         run.model.register_forward_hook(lambda *_: numbers.append((torch.rand(1).item(), np.random.rand())))  # noqa: NPY002
         run.train_epoch(0)
         view = run.loader(run.train_set, 0, train=True)
-        return run.model.stem.weight.tolist(), list(view.sampler), view.dataset.shift.tolist(), numbers
+        return run.model.stem.weight.tolist(), list(view.sampler), view.dataset.at(0, 8).shift.tolist(), numbers
 
     for one, again, other in zip(drawn(0), drawn(0), drawn(1), strict=True):
         assert one == again != other
