@@ -37,7 +37,12 @@ class HuggingFace(ImageDataset):
         keys = {"input_key": reading.input_key, "target_key": reading.target_key}
         reader = reading.open(split, lambda part: opened(ReaderHfds, name, root, part, **keys))
         self.where, self.rows = f"hfds/{name}, {reader.split}", reader.dataset
-        check_columns(reader.dataset.features, reading, self.where)
+        if not len(self.rows):
+            raise ValueError(f"{self.where} holds no row")
+        there = dict(self.rows.features)
+        if self.rows.data.column(reading.input_key).null_count == len(self.rows):  # timm makes a column that is not there
+            del there[reading.input_key]
+        check_columns(there, reading, self.where)
         self.image = reading.input_key
         self.classes = reading.classes(list(reader.class_to_idx) or None, self.where)
         self.labels = np.asarray(self.rows.with_format("numpy")[reading.target_key])
