@@ -269,6 +269,91 @@ def test_data_prefetch(trainer, config):
 
 
 @pytest.fixture
+def streamed(trainer, stripes_in_shards):
+    """streamed(*overrides) -> a run on shards."""
+    source = ["data.name=wds/stripes", f"data.root={stripes_in_shards}"]
+    return lambda *overrides: trainer(*source, *overrides)
+
+
+def test_data_train_split(streamed):
+    assert [streamed(f"data.train_split={split}").train_set.lengths for split in ("null", "shards", "test")] == [
+        [48],
+        [10, 10, 10, 9, 9],
+        [20],
+    ]
+
+
+def test_data_test_split(streamed):
+    assert [streamed(f"data.test_split={split}").test().images for split in ("null", "train")] == [20, 48]
+
+
+def test_data_class_map(streamed, tmp_path):
+    """The info of the shards names the classes too: they must be the same."""
+    path = tmp_path / "names.txt"
+    path.write_text("columns\nrows\n")
+    assert streamed(f"data.class_map={path}").classes == ["columns", "rows"]
+    path.write_text("rows\ncolumns\n")
+    with pytest.raises(ValueError, match=r"names\.txt and .* must name the same classes: another order"):
+        streamed(f"data.class_map={path}")
+
+
+def test_data_shuffle(streamed):
+    """Of 48 images in one shard, each 4 are shuffled among themselves: a batch of 16 is of the places of the first 16."""
+    for window, near in ((4, True), (8192, False)):
+        run = streamed(f"data.shuffle={window}")
+        loader = run.loader(run.train_set, 0, train=True)
+        indices = torch.tensor([index for *_, index in loader.order])
+        assert sorted(indices.tolist()) == list(range(48)) and not torch.equal(indices, torch.arange(48))
+        assert torch.equal(indices // 4, torch.arange(48) // 4) == near
+
+
+@pytest.fixture
+def columns(trainer, tmp_path, folder):
+    """columns(*overrides) -> a run on parquet files with two columns of images and two of classes, through `datasets`."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install 's4nd[hf]'")
+    datasets.disable_progress_bars()
+    kinds = {"image": datasets.Image(), "other": datasets.Image()}
+    kinds |= {"label": datasets.ClassLabel(names=["a", "b"]), "fine": datasets.ClassLabel(names=["x", "y", "z"])}
+    black, white = ((folder / "train" / name / "0.png").read_bytes() for name in ("rows", "columns"))
+    row = {"image": {"bytes": black, "path": None}, "other": {"bytes": white, "path": None}}
+    (tmp_path / "hub").mkdir()
+    for split in ("train", "test"):
+        rows = [row | {"label": i % 2, "fine": i % 3} for i in range(16)]
+        made = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
+        made.to_parquet(str(tmp_path / "hub" / f"{split}-00000-of-00001.parquet"))
+    kept = f"data.root={tmp_path / 'kept'}"
+    return lambda reader, *overrides: trainer(f"data.name={reader}/{tmp_path / 'hub'}", kept, *overrides)
+
+
+@pytest.mark.parametrize("reader", ["hfds", "hfids"])
+def test_data_input_key(columns, reader):
+    one, other = (batch(columns(reader, f"data.input_key={key}"))[0] for key in ("image", "other"))
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("reader", ["hfds", "hfids"])
+def test_data_target_key(columns, reader):
+    assert [columns(reader, f"data.target_key={key}").classes for key in ("label", "fine")] == [[*"ab"], [*"xyz"]]
+
+
+@pytest.mark.parametrize(
+    "name, override",
+    [
+        ("folder", "data.train_split=x"),
+        ("folder", "data.shuffle=3"),
+        ("wds/x", "data.input_key=x"),
+        ("wds/x", "data.train_limit=3"),
+        ("wds/x", "data.val_fraction=0.5"),
+        ("hfids/x", "data.test_limit=3"),
+        ("hfds/x", "data.shuffle=3"),
+    ],
+)
+def test_keys_that_a_reader_cannot_honour_are_refused_by_name(config, name, override):
+    with pytest.raises(ValueError, match=override.partition("=")[0] + r" is (not )?for "):
+        config(f"data.name={name}", override)
+
+
+@pytest.fixture
 def listed(tmp_path):
     """Videos of HMDB-51's layout with two official splits; a data set opens none."""
     pytest.importorskip("decord", reason="needs decord2, the extra `video`")
@@ -827,6 +912,12 @@ def test_seed(trainer):
 
     for one, again, other in zip(drawn(0), drawn(0), drawn(1), strict=True):
         assert one == again != other
+
+
+def test_out_of_a_reader_stays_within_runs(config, tmp_path):
+    """The name of a data set may be a path."""
+    for name, made in (("wds/imagenet", "wds/imagenet"), (f"hfds/{tmp_path}/../x", "hfds/x"), ("hfids/a/b", "hfids/b")):
+        assert config(f"data.name={name}", "out=null").out == f"runs/{made}/s4nd_iso_tiny"
 
 
 def test_out(config, tmp_path):

@@ -40,7 +40,9 @@ class HuggingFace(ImageDataset):
         if not len(self.rows):
             raise ValueError(f"{self.where} holds no row")
         there = dict(self.rows.features)
-        if self.rows.data.column(reading.input_key).null_count == len(self.rows):  # timm makes a column that is not there
+        if self.rows.data.column(reading.input_key).null_count == len(
+            self.rows
+        ):  # timm makes a column that is not there
             del there[reading.input_key]
         check_columns(there, reading, self.where)
         self.image = reading.input_key

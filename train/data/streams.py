@@ -84,12 +84,15 @@ class Stream(ImageDataset):
 
     def shard_order(self, seed: int | None) -> list[int]:
         """The shards as they are read; without a seed as they are stored."""
-        return list(range(len(self.lengths))) if seed is None else shuffled(len(self.lengths), seed).tolist()
+        return list(range(len(self.lengths))) if seed is None else shuffled(len(self.lengths), seed + 1).tolist()
 
     def shuffled(self, seed: int) -> Tensor:
-        """(len(dataset),) an order for training: the shards shuffled, then each `window` of their samples."""
+        """(len(dataset),) an order for training: the shards shuffled, then each `window` of their samples.
+
+        Of a single shard that fits into the window it is the order of a data set at random access.
+        """
         read = torch.cat([torch.arange(self.starts[i], self.starts[i + 1]) for i in self.shard_order(seed)])
-        generator = torch.Generator().manual_seed(seed + 1)
+        generator = torch.Generator().manual_seed(seed)
         return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in read.split(self.window)])
 
     def arriving(self, indices: Iterable[int], shards: Sequence[int]) -> Iterator[tuple[int, Sample | BadImage]]:
