@@ -38,6 +38,23 @@ def test_workers_do_not_change_the_batches(numbered, workers, train):
     assert same(alone, make_loader(numbered(22), 8, 4, workers=workers, **args))
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_workers_that_live_on_give_each_epoch_what_new_ones_give(numbered, train):
+    """Whatever became of the iteration before: it ended, or was left after a batch, with others under way."""
+    args = {"train": train, "rendering": MOVED, "seed": 3}
+    loader, processes = make_loader(numbered(22), 8, 4, workers=2, **args), set()
+    for epoch, begin in ((0, 0), (1, 0), (1, 2), (0, 1)):
+        for leave in (True, False):
+            loader.set_epoch(epoch, begin)
+            batches = iter(loader)
+            if leave:
+                next(batches)
+        rest = list(make_loader(numbered(22), 8, 4, epoch=epoch, **args))[begin:]
+        assert len(loader) == len(rest) and same(batches, rest)
+        processes |= {worker.pid for worker in loader._iterator._workers}
+    assert len(processes) == 2
+
+
 def test_global_generator_is_neither_used_nor_moved(numbered):
     torch.manual_seed(0)
     first = list(make_loader(numbered(20), 8, 4, train=True, rendering=MOVED))

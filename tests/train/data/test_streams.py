@@ -151,11 +151,14 @@ def test_a_shard_that_ends_early_is_named_once_and_what_it_lacks_is_counted(stre
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_of_more_samples_than_was_said_is_refused(stream, workers):
+@pytest.mark.parametrize("shard, lengths", [(0, [4, 3]), (1, [5, 2])])
+def test_a_shard_of_more_samples_than_was_said_is_refused(stream, workers, shard, lengths):
+    """The last one too, of which nothing more is wanted."""
     data = stream((5, 3))
-    data.lengths, data.starts = [4, 3], [0, 4, 7]
+    data.lengths, data.starts = lengths, [0, lengths[0], 7]
     data.labels = data.labels[:7]
-    with pytest.raises(ValueError, match=r"train-000\.tar must hold 4 samples, as was said of it, and holds more"):
+    message = rf"train-00{shard}\.tar must hold {lengths[shard]} samples, as was said of it, and holds more"
+    with pytest.raises(ValueError, match=message):
         list(make_loader(data, 8, 2, train=False, workers=workers))
 
 
