@@ -6,9 +6,8 @@ address is a path or a URL of http, never one of webdataset's commands (pipe:).
 
 import tarfile
 from collections.abc import Callable, Container, Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -129,26 +128,25 @@ def count_samples(address: str) -> int:
 
 
 def read_samples(address: str, wanted: Container[int]) -> Iterator[Sample | BadImage | None]:
-    """The samples of a tar file: members of one name up to its first dot, one after the other, as webdataset groups them.
+    """The samples of a tar file: members of one name up to its first dot, one after the other, as webdataset groups them,
+    without hidden files.
 
     None stands for those that are not wanted. A shard that is damaged ends with a `Truncated`.
     """
-    from webdataset.tariterators import base_plus_ext
-
     key, members, place = None, {}, -1
     try:
-        with closing(open_tar(address)) as tar:
+        with opened_tar(address) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # it would remember every header
-                base, extension = base_plus_ext(member.name) if member.isreg() else (None, None)
-                if base is None or is_meta(member.name):
+                base, extension = split_name(member.name)
+                if not (member.isreg() and base and extension) or is_meta(member.name):
                     continue
                 if base != key:
                     if key is not None:
                         yield sample_of(f"{address}: {key[:200]}", members) if place in wanted else None
                     key, members, place = base, {}, place + 1
                 if place in wanted:
-                    add_member(members, member, extension.lower(), lambda m=member: tar.extractfile(m).read())
+                    add_member(members, member, extension, lambda m=member: tar.extractfile(m).read())
             if key is not None:
                 yield sample_of(f"{address}: {key[:200]}", members) if place in wanted else None
     except (
@@ -157,14 +155,27 @@ def read_samples(address: str, wanted: Container[int]) -> Iterator[Sample | BadI
         yield Truncated(address, f"{type(error).__name__}: {error}")
 
 
-def open_tar(address: str) -> tarfile.TarFile:
+@contextmanager
+def opened_tar(address: str) -> Iterator[tarfile.TarFile]:
     """Not compressed: a small file could swell to gigabytes."""
     if urlparse(address).scheme not in REMOTE:
-        return tarfile.open(address, "r:")
+        with tarfile.open(address, "r:") as tar:
+            yield tar
+        return
     from webdataset.gopen import gopen
 
-    stream: BinaryIO = gopen(address)
-    return tarfile.open(fileobj=stream, mode="r|")
+    with gopen(address) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        yield tar
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's name up to its first dot, folders and all, and what comes after, in lower case; ("", "") of a hidden file.
+
+    Names may be megabytes long; webdataset's regular expression would take hours.
+    """
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return (f"{folder}{slash}{stem}", extension.lower()) if stem else ("", "")
 
 
 def is_meta(name: str) -> bool:

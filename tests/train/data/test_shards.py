@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from s4nd.train.data import BadImage, Reading, build_dataset, make_loader
+from s4nd.train.data.shards import split_name
 
 GOOD = "0001"  # a sample that must be read whatever stands beside it
 
@@ -122,7 +123,10 @@ def test_samples_that_are_none_are_reported_by_name_and_counted(shard, caplog, m
 
 
 def test_links_hidden_files_and_what_webdataset_keeps_for_itself_are_no_samples(shard, tmp_path, caplog):
-    _, _, _, data = shard({"._0002.png": b"", "__meta__/0002.png": b"", "__index__.json": b"", "nothing": b""}, caplog)
+    _, _, _, data = shard(
+        {"._0002.png": b"", "a/._0002.png": b"", "__meta__/0002.png": b"", "__index__.json": b"", "nothing": b""},
+        caplog,
+    )
     assert len(data) == 1
     path = tmp_path / "a" / "evil-0.tar"
     with tarfile.open(path, "a") as archive:
@@ -131,6 +135,21 @@ def test_links_hidden_files_and_what_webdataset_keeps_for_itself_are_no_samples(
             member.type, member.linkname = kind, "/etc/passwd"
             archive.addfile(member)
     assert labels_of(make_loader(data, 8, 1, train=False)) == [1]
+
+
+@pytest.mark.parametrize("name", ["a/b.c/0001.x.PNG", "0001.png", "a.b/c", "0001", "a/b/0001.cls", "a.b/0001.jpg"])
+def test_names_are_split_as_webdataset_splits_them(name):
+    pytest.importorskip("webdataset", reason="needs the extra: pip install 's4nd[wds]'")
+    from webdataset.tariterators import base_plus_ext
+
+    base, extension = base_plus_ext(name)
+    stem, found = split_name(name)
+    assert (stem, found) == (base, extension.lower()) if base else not (stem and found)
+
+
+def test_a_name_of_a_megabyte_takes_no_longer_than_reading_it(shard, caplog):
+    labels, unreadable, told, _ = shard({"a/" * 500_000 + "x": b"1", "a/" * 500_000 + "x.cls": b"1"}, caplog)
+    assert labels == [1] and unreadable == 1 and len(told[0]) < 2000
 
 
 def test_a_file_that_is_no_tar_is_refused(tmp_path):
