@@ -71,10 +71,16 @@ def test_a_checkpoint_of_a_stream_is_evaluated_on_it_and_on_the_folder(path, sha
 
 
 def test_workers_live_as_long_as_a_stage(path, monkeypatch):
-    """One set of them for training and one for testing in each stage, whatever its epochs."""
-    begun = []
+    """One set of them for training and one for testing in each stage, whatever its epochs; none of the stage before."""
+    begun, others = [], []
     start = torch.multiprocessing.Process.start
-    monkeypatch.setattr(torch.multiprocessing.Process, "start", lambda self: begun.append(self) or start(self))
+
+    def begin(self):
+        others.append(sum(process.is_alive() for process in begun))
+        begun.append(self)
+        start(self)
+
+    monkeypatch.setattr(torch.multiprocessing.Process, "start", begin)
     stages = "stages=[{size: 8, epochs: 3}, {size: 10, epochs: 2}]"
     train(load_config(path, [stages, "data.workers=2"]))
-    assert len(begun) == 2 * 2 * 2 and not any(process.is_alive() for process in begun)
+    assert others == [0, 1, 2, 3, 0, 1, 2, 3] and not any(process.is_alive() for process in begun)
