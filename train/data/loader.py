@@ -32,6 +32,11 @@ class ImageLoader(DataLoader):
 
     Each iteration is the epoch that `set_epoch` said last; workers live as long as the loader.
 
+    Args:
+        order: of this process.
+        train, seed: as in `Views`.
+        workers, prefetch, skip_bad: as in `make_loader`.
+
     Attributes:
         consumed: batches of the present iteration that were asked for, those left out among them.
         unreadable: images of the present iteration that were left out.
@@ -39,10 +44,32 @@ class ImageLoader(DataLoader):
 
     consumed = unreadable = 0
 
-    def __init__(self, dataset: Views | StreamBatches, order: Order, *, skip_bad: bool, **options):
-        whole = isinstance(dataset, StreamBatches)  # its items are batches
-        items = {"batch_size": None} if whole else {"batch_size": order.batch_size, "sampler": order}
-        super().__init__(dataset, **items, **options)
+    def __init__(
+        self,
+        dataset: ImageDataset | VideoDataset,
+        rendering: Rendering,
+        order: Order,
+        *,
+        train: bool,
+        seed: int,
+        workers: int,
+        prefetch: int,
+        skip_bad: bool,
+    ):
+        shown = {"rendering": rendering, "train": train, "seed": seed}
+        if isinstance(dataset, Stream):
+            items = {"dataset": StreamBatches(dataset, order, **shown), "batch_size": None}  # its items are batches
+        else:
+            items = {"dataset": Views(dataset, **shown), "batch_size": order.batch_size, "sampler": order}
+        super().__init__(
+            **items,
+            collate_fn=collate if train or rendering.sampling is None else collate_clips,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # seeds the workers, which draw nothing; the global generator stays as it is
+        )
         self.order, self.skip_bad = order, skip_bad
 
     def set_epoch(self, epoch: int, begin: int = 0) -> None:
@@ -122,29 +149,14 @@ def make_loader(
     rendering = rendering or Rendering()
     if rendering.sampling is not None and sizes:
         raise ValueError(f"sizes are of images; clips are all of one, got {sizes}")
+    skip_bad = train if skip_bad is None else skip_bad
     place = {"rank": rank, "world_size": world_size}
-    whole_videos = rendering.sampling is not None and not train
     if train:
         sharing = {"parts": parts, "repeats": rendering.transforms.aug_repeats} | place
-        order = Shuffled(
-            dataset.shuffled if isinstance(dataset, Stream) else partial(shuffled, len(dataset)),
-            sizes or [size],
-            batch_size,
-            seed,
-            **sharing,
-        )
+        shuffle = dataset.shuffled if isinstance(dataset, Stream) else partial(shuffled, len(dataset))
+        order = Shuffled(shuffle, sizes or [size], batch_size, seed, **sharing)
     else:
-        order = InOrder(len(dataset), size, 1 if whole_videos else batch_size, **place)
+        order = InOrder(len(dataset), size, batch_size if rendering.sampling is None else 1, **place)
     order.set_epoch(epoch)
-    shown = {"rendering": rendering, "train": train, "seed": seed}
-    return ImageLoader(
-        StreamBatches(dataset, order, **shown) if isinstance(dataset, Stream) else Views(dataset, **shown),
-        order,
-        skip_bad=train if skip_bad is None else skip_bad,
-        collate_fn=collate_clips if whole_videos else collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        prefetch_factor=prefetch if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # seeds the workers, which draw nothing; the global generator stays as it is
-    )
+    working = {"workers": workers, "prefetch": prefetch, "skip_bad": skip_bad}
+    return ImageLoader(dataset, rendering, order, train=train, seed=seed, **working)

@@ -4,8 +4,8 @@ timm's readers of streams give each worker shards of its own. So that all worker
 samples (ReaderWds also in evaluation with several processes, ReaderHfids in training), and what is in a batch depends on how
 many workers there are. Here shards are no one's: every worker goes through all of them that hold something of its batches, and
 keeps what belongs to these. So a stream gives the batches that any other data set gives, for any number of shards, workers and
-processes: in evaluation each sample once, in training none twice. The price is that a worker passes over what is of the others:
-of a local file that is a seek, from elsewhere it is read.
+processes: in evaluation each sample once, in training none twice, unless they are fewer than a batch. The price is that a
+worker passes over what is of the others: of a local file that is a seek, from elsewhere it is read.
 """
 
 from bisect import bisect_right
