@@ -7,6 +7,7 @@ from s4nd.train.cli import main
 from s4nd.train.config import load_config
 from s4nd.train.engine import Trainer, train
 from tests.train.test_engine import ALL_RANDOMNESS, Killed, kill_at_step, states
+from tests.train.test_processes import run_processes
 
 
 @pytest.fixture
@@ -33,6 +34,17 @@ def test_a_run_on_one_shard_is_the_run_on_the_folder(path, shards, tmp_path, wor
     logs = [[line for line in (run / "log.jsonl").read_text().splitlines()] for run in (folder, stream)]
     kept = [[line.split('"seconds"')[0] for line in log] for log in logs]
     assert kept[0] == kept[1] and len(kept[0]) == 5
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_shard_are_those_on_the_folder(path, shards, tmp_path):
+    """Bit for bit: each has its share of every batch, whichever of its workers reads it."""
+    stages = "stages=[{size: 8, epochs: 2}]"
+    for name, source in (("folder", []), ("shards", [*shards, "data.workers=2"])):
+        overrides = ["ema=0.9", "mixup=0.5", stages, *source, f"out={tmp_path / name}"]
+        for (out, err), status in run_processes(2, path, overrides, [tmp_path, tmp_path]):
+            assert status == 0, out + err
+    assert same(states(tmp_path / "folder"), states(tmp_path / "shards"))
 
 
 def test_an_epoch_on_several_shards_sees_each_image_once(path, shards, monkeypatch):
