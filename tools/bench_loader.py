@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from timm.data import create_dataset, create_loader
 from timm.data.auto_augment import RandAugment
 
-from s4nd.train.data import ImageTransforms, make_loader
+from s4nd.train.data import ImageTransforms, Rendering, make_loader
 from s4nd.train.data.dataset import Part
 from s4nd.train.data.folder import Folder
 from s4nd.train.data.policy import repair
@@ -56,15 +56,16 @@ class Settings:
 
 
 def ours(section: str, settings: Settings) -> Callable[[], Iterable]:
-    """A new loader each time, as in training, whose batches are normalised for a model."""
+    """As in training, with batches normalised for a model."""
     folder, transforms = Folder(settings.data, "train"), SECTIONS[section]
     dataset = Part(folder, chosen(len(folder), settings.images))
     model, cpu = timm.create_model("resnet18"), torch.device("cpu")
-    options = {"workers": settings.workers, "hflip": True, "train": transforms is not None}
+    rendering = Rendering(hflip=True, transforms=transforms or EVALUATION)
+    options = {"workers": settings.workers, "rendering": rendering, "train": transforms is not None}
+    loader = make_loader(dataset, settings.size, settings.batch_size, **options)
 
     def epoch() -> Iterable:
-        view = {"transforms": transforms or EVALUATION, "epoch": next(epochs)}
-        loader = make_loader(dataset, settings.size, settings.batch_size, **view, **options)
+        loader.set_epoch(next(epochs))
         return ((to_input(images, model, cpu), labels) for images, labels in loader)
 
     epochs = iter(range(10**9))

@@ -177,7 +177,8 @@ def _data(
     root = wanted.root if wanted.root or wanted.data else data.root
     limit = data.test_limit if wanted.limit is None else wanted.limit
     lists = data.lists if source.name in LISTED_DATASETS else None
-    dataset = build_dataset(source.name, root, "test", limit=limit, lists=lists, official_split=data.split)
+    where = {"lists": lists, "official_split": data.split, "reading": data.reading()}
+    dataset = build_dataset(source.name, root, "test", limit=limit, **where)
     if task_of(dataset.labels).name != meta.task:
         raise ValueError(f"{path} is {meta.task}, and the data of {source.name} is {task_of(dataset.labels).name}")
     if list(dataset.classes) == meta.classes:

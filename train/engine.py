@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .checkpoint import Meta, save_checkpoint
 from .config import Config
-from .data import make_loader
+from .data import ImageLoader, make_loader
 from .device import choose_device
 from .evaluate import Score, evaluate
 from .files import alone_in
@@ -100,6 +100,7 @@ class Trainer:
         self.learner = Learner(config, self.splits.classes, self.task, self.place)
         self.epoch = self.step = 0
         self.position, self.unreadable, self.best = Position(), 0, -1.0
+        self.loaders: dict[tuple[int, bool, int], ImageLoader] = {}  # of the present stage; their workers live as long
 
     def fit(self, folder: Path) -> None:
         """Train the epochs that are left, and write into `folder`.
@@ -184,6 +185,7 @@ class Trainer:
 
     def enter(self, stage: int) -> None:
         """Begin a stage."""
+        self.loaders.clear()
         self.steps_per_epoch = self.count_steps(stage)
         self.learner.enter(stage, self.steps_per_epoch)
         self.best = -1.0
@@ -192,29 +194,28 @@ class Trainer:
         """Steps of an epoch of a stage."""
         return len(self.loader(self.splits.train, stage, train=True))
 
-    def loader(self, dataset, stage: int, *, train: bool):
-        """Batches of this process for the coming epoch, or for what is left of it."""
-        data = self.config.data
-        return make_loader(
-            dataset,
-            self.config.stages[stage].size,
-            self.config.batch_size // self.place.world_size,
-            train=train,
-            seed=self.config.seed,
-            epoch=self.epoch,
-            workers=data.workers,
-            hflip=data.hflip,
-            pad=data.pad,
-            transforms=data.transforms(),
-            normalisation=normalisation(self.learner.model),
-            sampling=data.sampling(),
-            sizes=self.config.stages[stage].sizes,
-            rank=self.place.rank,
-            world_size=self.place.world_size,
-            parts=self.config.accumulate,
-            begin=self.position.batches,
-            skip_bad=True,
-        )
+    def loader(self, dataset, stage: int, *, train: bool) -> ImageLoader:
+        """Batches of this process for the coming epoch, or for what is left of it; the same loader throughout a stage."""
+        key = stage, train, id(dataset)
+        if key not in self.loaders:
+            data = self.config.data
+            self.loaders[key] = make_loader(
+                dataset,
+                self.config.stages[stage].size,
+                self.config.batch_size // self.place.world_size,
+                train=train,
+                rendering=data.rendering(normalisation(self.learner.model)),
+                sizes=self.config.stages[stage].sizes,
+                seed=self.config.seed,
+                workers=data.workers,
+                prefetch=data.prefetch,
+                rank=self.place.rank,
+                world_size=self.place.world_size,
+                parts=self.config.accumulate,
+                skip_bad=True,
+            )
+        self.loaders[key].set_epoch(self.epoch, self.position.batches if train else 0)
+        return self.loaders[key]
 
     def train_epoch(self, epoch_of_stage: int, between_steps: Callable[[], None] = lambda: None) -> tuple[float, int]:
         """One epoch, or what is left of it; returns its mean training loss and number of images, over all processes."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from .data import ClipSampling, ImageTransforms, make_loader
+from .data import ClipSampling, ImageTransforms, Rendering, make_loader
 from .evaluate import evaluate
 from .files import write_atomically
 from .model import check_runs, to_input
@@ -81,19 +81,13 @@ def evaluate_sizes(
             check_runs(model, to_input(black, model, device), type(model).__name__)
         except ValueError as error:
             raise SizeRefused(str(error)) from error
-        # seed and epoch only matter for shuffling and augmentation, which testing has not
         batches = make_loader(
             dataset,
             size,
             batch_size,
             train=False,
-            seed=0,
-            epoch=0,
+            rendering=Rendering(transforms=transforms or ImageTransforms(), sampling=sampling),
             workers=workers,
-            hflip=False,
-            pad=0.0,
-            transforms=transforms,
-            sampling=sampling,
             rank=rank,
             world_size=world_size,
             skip_bad=skip_bad,

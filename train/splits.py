@@ -39,7 +39,7 @@ def open_splits(data: DataConfig, place: Place) -> Splits:
     """
     if place.rank > 0:
         dist.barrier()
-    source = {"lists": data.lists, "official_split": data.split}
+    source = {"lists": data.lists, "official_split": data.split, "reading": data.reading()}
     train_set = build_dataset(data.name, data.root, "train", limit=data.train_limit, **source)
     if data.val_fraction is None:
         judges = build_dataset(data.name, data.root, "test", limit=data.test_limit, **source)

@@ -1,5 +1,8 @@
 """A small data set of generated images in folders, the config that trains on it in seconds, and small videos."""
 
+import io
+import json
+import tarfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,6 +35,38 @@ def folder(tmp_path_factory) -> Path:
                 noisy = 128 + 60 * stripes[..., None] + rng.normal(0, 20, (12, 12, 3))
                 Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{i}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def stripes_in_shards(tmp_path_factory, folder) -> Path:
+    """The images of `folder` in WebDataset shards, in its order: train and test in one shard, "shards" is train in five."""
+    pytest.importorskip("webdataset", reason="needs the extra: pip install 's4nd[wds]'")
+    root = tmp_path_factory.mktemp("shards")
+    splits = {}
+    for name, split, count in (("train", "train", 1), ("test", "test", 1), ("shards", "train", 5)):
+        samples = [
+            (label, path)
+            for label, part in enumerate(("columns", "rows"))
+            for path in sorted_files(folder / split / part)
+        ]
+        names = [f"{name}-{shard}.tar" for shard in range(count)]
+        parts = np.array_split(np.arange(len(samples)), count)
+        for file, places in zip(names, parts, strict=True):
+            with tarfile.open(root / file, "w") as tar:
+                for i in places:
+                    label, path = samples[i]
+                    for key, data in (("png", path.read_bytes()), ("cls", str(label).encode())):
+                        member = tarfile.TarInfo(f"{i:04d}.{key}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
+        lengths = [len(places) for places in parts]
+        splits[name] = {"name": name, "filenames": names, "shard_lengths": lengths, "num_samples": len(samples)}
+    (root / "_info.json").write_text(json.dumps({"classes": ["columns", "rows"], "splits": splits}))
+    return root
+
+
+def sorted_files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir(), key=lambda path: path.name)
 
 
 @pytest.fixture(scope="session")

@@ -311,7 +311,7 @@ def test_noise_of_a_step_follows_from_seed_epoch_step_process_and_part(trainer):
 def test_epochs_of_a_run_have_orders_of_their_own(trainer):
     orders = []
     for trainer.epoch in (0, 1, 0):
-        orders.append(list(trainer.loader(trainer.splits.train, 0, train=True).sampler))
+        orders.append([index for *_, index in trainer.loader(trainer.splits.train, 0, train=True).sampler])
     assert orders[0] == orders[2] != orders[1]
 
 

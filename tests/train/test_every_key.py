@@ -53,6 +53,7 @@ def trainer(config):
 def place(trainer, rank, world_size):
     """Let it be one of several processes, after it began alone."""
     trainer.place = trainer.learner.place = Place(CPU, rank, world_size)
+    trainer.loaders.clear()
 
 
 def batch(trainer):
@@ -251,7 +252,7 @@ def test_data_aug_repeats(trainer):
     """48 images an epoch, of 16 kinds: three of each in a row of 16, flipped independently."""
     run = trainer("data.aug_repeats=3", "data.hflip=true")
     loader = run.loader(run.splits.train, 0, train=True)
-    seen = torch.tensor(list(loader.sampler))
+    seen = torch.tensor([index for *_, index in loader.sampler])
     assert len(seen) == 48 and (seen % 48).unique(return_counts=True)[1].tolist() == [3] * 16
     assert torch.equal(seen % 48, (seen % 48)[::3].repeat_interleave(3))
     images = torch.cat([images for images, _ in loader]).view(16, 3, 3, 8, 8)
@@ -262,6 +263,105 @@ def test_data_aug_repeats(trainer):
 def test_data_workers(trainer):
     busy = trainer("data.workers=1")
     assert [busy.loader(busy.splits.train, 0, train=is_training).num_workers for is_training in (True, False)] == [1, 1]
+
+
+def test_data_prefetch(trainer, config):
+    """With workers; without, it would do nothing."""
+    busy = trainer("data.workers=1", "data.prefetch=3")
+    assert [busy.loader(busy.splits.train, 0, train=is_training).prefetch_factor for is_training in (True, False)] == [
+        3,
+        3,
+    ]
+    with pytest.raises(ValueError, match=r"data.prefetch is of workers"):
+        config("data.prefetch=3")
+
+
+@pytest.fixture
+def streamed(trainer, stripes_in_shards):
+    """streamed(*overrides) -> a run on shards."""
+    source = ["data.name=wds/stripes", f"data.root={stripes_in_shards}"]
+    return lambda *overrides: trainer(*source, *overrides)
+
+
+def test_data_train_split(streamed):
+    assert [streamed(f"data.train_split={split}").splits.train.lengths for split in ("null", "shards", "test")] == [
+        [48],
+        [10, 10, 10, 9, 9],
+        [20],
+    ]
+
+
+def test_data_test_split(streamed):
+    assert [streamed(f"data.test_split={split}").test().images for split in ("null", "train")] == [20, 48]
+
+
+def test_data_class_map(streamed, tmp_path):
+    """The info of the shards names the classes too: they must be the same."""
+    path = tmp_path / "names.txt"
+    path.write_text("columns\nrows\n")
+    assert streamed(f"data.class_map={path}").splits.classes == ["columns", "rows"]
+    path.write_text("rows\ncolumns\n")
+    with pytest.raises(ValueError, match=r"names\.txt and .* must name the same classes: another order"):
+        streamed(f"data.class_map={path}")
+
+
+def test_data_shuffle(streamed):
+    """Of 48 images in one shard, each 4 are shuffled among themselves: a batch of 16 is of the places of the first 16."""
+    for window, near in ((4, True), (8192, False)):
+        run = streamed(f"data.shuffle={window}")
+        loader = run.loader(run.splits.train, 0, train=True)
+        indices = torch.tensor([index for *_, index in loader.order])
+        assert sorted(indices.tolist()) == list(range(48)) and not torch.equal(indices, torch.arange(48))
+        assert torch.equal(indices // 4, torch.arange(48) // 4) == near
+
+
+@pytest.fixture
+def columns(trainer, tmp_path, folder):
+    """columns(*overrides) -> a run on parquet files with two columns of images and two of classes, through `datasets`."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install 's4nd[hf]'")
+    datasets.disable_progress_bars()
+    kinds = {"image": datasets.Image(), "other": datasets.Image()}
+    kinds |= {"label": datasets.ClassLabel(names=["a", "b"]), "fine": datasets.ClassLabel(names=["x", "y", "z"])}
+    black, white = ((folder / "train" / name / "0.png").read_bytes() for name in ("rows", "columns"))
+    row = {"image": {"bytes": black, "path": None}, "other": {"bytes": white, "path": None}}
+    (tmp_path / "hub").mkdir()
+    for split in ("train", "test"):
+        rows = [row | {"label": i % 2, "fine": i % 3} for i in range(16)]
+        made = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
+        made.to_parquet(str(tmp_path / "hub" / f"{split}-00000-of-00001.parquet"))
+    kept = f"data.root={tmp_path / 'kept'}"
+    return lambda reader, *overrides: trainer(f"data.name={reader}/{tmp_path / 'hub'}", kept, *overrides)
+
+
+@pytest.mark.parametrize("reader", ["hfds", "hfids"])
+def test_data_input_key(columns, reader):
+    one, other = (batch(columns(reader, f"data.input_key={key}"))[0] for key in ("image", "other"))
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("reader", ["hfds", "hfids"])
+def test_data_target_key(columns, reader):
+    assert [columns(reader, f"data.target_key={key}").splits.classes for key in ("label", "fine")] == [
+        [*"ab"],
+        [*"xyz"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, override",
+    [
+        ("folder", "data.train_split=x"),
+        ("folder", "data.shuffle=3"),
+        ("wds/x", "data.input_key=x"),
+        ("wds/x", "data.train_limit=3"),
+        ("wds/x", "data.val_fraction=0.5"),
+        ("hfids/x", "data.test_limit=3"),
+        ("hfds/x", "data.shuffle=3"),
+    ],
+)
+def test_keys_that_a_reader_cannot_honour_are_refused_by_name(config, name, override):
+    with pytest.raises(ValueError, match=override.partition("=")[0] + r" is (not )?for "):
+        config(f"data.name={name}", override)
 
 
 @pytest.fixture
@@ -450,8 +550,8 @@ def test_stages_sizes(trainer):
         place(run, rank, 2)
         of_rank.append([images.shape[-1] for _, images, _ in run.batches()])
     assert of_rank[0] == of_rank[1] and len({*of_rank[0]}) > 1
-    place(run, 0, 1)
     run.config.batch_size = 2
+    place(run, 0, 1)
     at_8 = plain_images(trainer("stages=[{size: 8, epochs: 1}]"))
     of_8 = torch.cat([images for (_, images, _), size in zip(batches, seen[2], strict=True) if size == 8])
     assert is_among(of_8, at_8).all()
@@ -901,10 +1001,16 @@ def test_seed(trainer):
         run.learner.model.register_forward_hook(lambda *_: numbers.append((torch.rand(1).item(), np.random.rand())))  # noqa: NPY002
         run.train_epoch(0)
         view = run.loader(run.splits.train, 0, train=True)
-        return run.learner.model.stem.weight.tolist(), list(view.sampler), view.dataset.shift.tolist(), numbers
+        return run.learner.model.stem.weight.tolist(), list(view.sampler), view.dataset.at(0, 8).shift.tolist(), numbers
 
     for one, again, other in zip(drawn(0), drawn(0), drawn(1), strict=True):
         assert one == again != other
+
+
+def test_out_of_a_reader_stays_within_runs(config, tmp_path):
+    """The name of a data set may be a path."""
+    for name, made in (("wds/imagenet", "wds/imagenet"), (f"hfds/{tmp_path}/../x", "hfds/x"), ("hfids/a/b", "hfids/b")):
+        assert config(f"data.name={name}", "out=null").out == f"runs/{made}/s4nd_iso_tiny"
 
 
 def test_out(config, tmp_path):

@@ -17,7 +17,7 @@ import torch
 from s4nd.train import engine, requests
 from s4nd.train.cli import main
 from s4nd.train.config import load_config
-from s4nd.train.data.loader import share
+from s4nd.train.data.order import share, shuffled
 from s4nd.train.engine import Interrupted, Trainer, train
 from tests.train.test_engine import ALL_RANDOMNESS, Killed, kill_at_step, states
 
@@ -256,11 +256,11 @@ def test_processes_of_which_one_is_ended_go_on_together(path, number, tmp_path):
 @pytest.mark.parametrize("count, batch, world, parts", [(40, 16, 2, 2), (40, 8, 1, 4), (33, 16, 2, 4), (64, 32, 4, 2)])
 def test_parts_of_a_batch_are_pairs_of_the_whole_one(count, batch, world, parts):
     """Mixup pairs image i with image B - 1 - i of what it is given: of a part as of the whole batch."""
-    whole = np.array(share(count, batch, 0, 1, seed=3)).reshape(-1, batch)
+    whole = np.array(share(shuffled(count, 3), batch, 0, 1)).reshape(-1, batch)
     pairs = [{frozenset(pair) for pair in zip(row, row[::-1], strict=True)} for row in whole.tolist()]
     found = [set() for _ in pairs]
     for rank in range(world):
-        own = np.array(share(count, batch, rank, world, seed=3, parts=parts)).reshape(len(whole), parts, -1)
+        own = np.array(share(shuffled(count, 3), batch, rank, world, parts=parts)).reshape(len(whole), parts, -1)
         for step, row in enumerate(own):
             for part in row.tolist():
                 found[step] |= {frozenset(pair) for pair in zip(part, part[::-1], strict=True)}

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 from s4nd.nn.resolution import MODEL_RESAMPLE
 
-from ..data import MOTION, VIDEO_DATASETS, ClipSampling, ImageTransforms
+from ..data import MOTION, STREAMS, VIDEO_DATASETS, ClipSampling, ImageTransforms, Reading, reader_of
 from .optimizers import problems_of_optimizer
 from .schedules import problems_of_schedule
 from .schema import Config, DataConfig
 
 VIDEO_KEYS = ("lists", "split", *(f.name for f in fields(ClipSampling)))
+READING_KEYS = tuple(f.name for f in fields(Reading))
+UNREAD = {"wds": ("input_key", "target_key"), "hfds": ("shuffle",), "hfids": (), None: READING_KEYS}
 IMAGE_KEYS = tuple(f.name for f in fields(ImageTransforms))
 
 
@@ -29,6 +31,8 @@ RANGES = {
     "data.val_fraction": Range(0, 1, positive=True),
     "data.pad": Range(0, 1),
     "data.workers": Range(0),
+    "data.prefetch": Range(1),
+    "data.shuffle": Range(1),
     "data.split": Range(1, 3),
     "data.frames": Range(1),
     "data.seconds": Range(0, positive=True),
@@ -88,6 +92,8 @@ def problems(config: Config) -> Iterator[str]:
         if (value := getattr(config, key)) not in words:
             yield f"{key} must be {_either(words)}, got {value!r}"
     yield from _of_videos(config) if config.data.name in VIDEO_DATASETS else _of_images(config.data)
+    yield from _of_workers(config.data)
+    yield from _of_readers(config.data)
     yield from _of_mixing(config)
     yield from _of_stages(config)
     yield from problems_of_optimizer(config.optim, config.parallel)
@@ -134,6 +140,20 @@ def _of_videos(config: Config) -> Iterator[str]:
         yield f"data.motion needs data.frames of at least 2, got {data.frames}"
     if data.pad:
         yield "data.pad is for images: clips are cropped at random after data.scale"
+
+
+def _of_workers(data: DataConfig) -> Iterator[str]:
+    if not data.workers and _changed(data, ("prefetch",)):
+        yield "data.prefetch is of workers: it needs data.workers above 0"
+
+
+def _of_readers(data: DataConfig) -> Iterator[str]:
+    reader = reader_of(data.name)
+    for key in _changed(data, UNREAD[reader]):
+        readers = ", ".join(f"{name}/NAME" for name, unread in UNREAD.items() if name and key not in unread)
+        yield f"data.{key} is for {readers}, and data.name is {data.name}"
+    for key in _changed(data, ("train_limit", "test_limit", "val_fraction") if reader in STREAMS else ()):
+        yield f"data.{key} is not for streams, whose classes are not known before they are read, and data.name is {data.name}"
 
 
 def _of_images(data: DataConfig) -> Iterator[str]:

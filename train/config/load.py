@@ -7,7 +7,7 @@ The same door is used for the config inside a checkpoint.
 import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -91,7 +91,8 @@ def _finish(node: DictConfig, source: str) -> Config:
         raise ValueError(f"{source}: {_first_line(error)}") from None
     for problem in problems(config):
         raise ValueError(f"{source}: {problem}")
-    config.out = config.out or f"runs/{config.data.name}/{config.model.name}"
+    kind, _, name = config.data.name.partition("/")  # of a reader; the name may be a path
+    config.out = config.out or "/".join(["runs", kind, *([PurePath(name).name] if name else []), config.model.name])
     return config
 
 

@@ -1,9 +1,10 @@
 """The keys of a config, with their types and defaults."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..data import VIDEO_DATASETS, ClipSampling, ImageTransforms
+from ..data import VIDEO_DATASETS, ClipSampling, ImageTransforms, Reading, Rendering
 
 
 @dataclass
@@ -11,7 +12,7 @@ class DataConfig:
     """What to train and test on, and its augmentation."""
 
     name: str = "photos"
-    root: str | None = None  # folder or file of the data set; None where the data set needs none
+    root: str | None = None  # folder or file of the data set, of wds also a URL; None where the data set needs none
     train_limit: int | None = None  # use this many images at most
     test_limit: int | None = None
     val_fraction: float | None = (
@@ -19,7 +20,15 @@ class DataConfig:
     )
     hflip: bool = True
     pad: float = 0.0  # random crop after padding by this fraction of the size
-    workers: int = 0  # loader processes per training process
+    workers: int = 0  # loader processes per training process, which live as long as the stage
+    prefetch: int = 2  # batches that each of them has ready
+    # For wds/NAME, hfds/NAME and hfids/NAME only, in timm's words; see data/readers.py:
+    train_split: str | None = None  # None: train
+    test_split: str | None = None  # None: test, validation or val
+    class_map: str | None = None  # text file with the name of a class in each line
+    input_key: str = "image"  # column of the images, not of wds
+    target_key: str = "label"  # column of the classes, not of wds
+    shuffle: int = 8192  # samples of a stream that are shuffled together, not of hfds
     # For images only, in timm's words; see data/image_transforms.py:
     interpolation: str = "bilinear"
     train_interpolation: str | None = None  # None: as interpolation; "random": bilinear or bicubic, for random crops
@@ -51,11 +60,19 @@ class DataConfig:
         """
         return ImageTransforms(**{f.name: getattr(self, f.name) for f in fields(ImageTransforms)})
 
+    def reading(self) -> Reading:
+        """What to read of a data set of timm's readers."""
+        return Reading(**{f.name: getattr(self, f.name) for f in fields(Reading)})
+
     def sampling(self) -> ClipSampling | None:
         """What becomes of a video; None for images."""
         if self.name not in VIDEO_DATASETS:
             return None
         return ClipSampling(**{f.name: getattr(self, f.name) for f in fields(ClipSampling)})
+
+    def rendering(self, normalisation: tuple[Sequence[float], Sequence[float]]) -> Rendering:
+        """What becomes of images or videos on their way to a model whose input has this mean and std, (C,) each."""
+        return Rendering(self.hflip, self.pad, self.transforms(), normalisation, self.sampling())
 
 
 @dataclass

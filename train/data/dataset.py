@@ -76,8 +76,10 @@ def split_off(dataset: ImageDataset, fraction: float) -> tuple[Part, Part]:
     """A data set without, and only, this fraction of each class (rounded), or of all images with attributes; always the same.
 
     Raises:
-        ValueError: one of the two would be without images.
+        ValueError: one of the two would be without images, or the classes are not known beforehand, as those of a stream.
     """
+    if dataset.labels.min() < 0:
+        raise ValueError("a stream cannot be divided: name a split of its own as test_split")
     labels = strata(dataset.labels)
     order = balanced_order(labels)
     number = np.empty(len(order), dtype=np.int64)  # among its class, in that order
@@ -94,8 +96,8 @@ def split_off(dataset: ImageDataset, fraction: float) -> tuple[Part, Part]:
 class Cached(ImageDataset):
     """Keeps every decoded image, if all together, at the size of the first one read, fit into `max_bytes`.
 
-    Images of another size are decoded each time. The memory belongs to one process: a worker of a loader fills its own
-    and loses it with the loader, so a data set that fits here is fastest without workers.
+    Images of another size are decoded each time. The memory belongs to one process: each worker of a loader fills its own and
+    loses it with the loader.
     """
 
     def __init__(self, dataset: ImageDataset, max_bytes: int = 2**28):

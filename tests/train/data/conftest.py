@@ -1,6 +1,8 @@
 """Small image files of every kind, good and bad, and a data set of numbered pictures."""
 
 import io
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,47 @@ class Numbered(ImageDataset):
 def numbered():
     """The class, so that a test chooses size and damage."""
     return Numbered
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    """A tar file of these members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def tar():
+    """tar(path, {name: bytes})"""
+    return write_tar
+
+
+@pytest.fixture
+def write_shards(tmp_path):
+    """write_shards(lengths, split="train", root=tmp_path) -> root of shards with pictures of `Numbered`, and info."""
+    pytest.importorskip("webdataset", reason="needs the extra: pip install 's4nd[wds]'")
+
+    def write(lengths, split: str = "train", root: Path = tmp_path) -> Path:
+        data, i, names = Numbered(sum(lengths)), 0, []
+        for shard, length in enumerate(lengths):
+            members = {}
+            for _ in range(length):
+                image = Image.fromarray(data[i][0].permute(1, 2, 0).numpy())
+                members |= {f"{i:04d}.png": encoded(image), f"{i:04d}.cls": str(i).encode()}
+                i += 1
+            names.append(f"{split}-{shard:03d}.tar")
+            write_tar(root / names[-1], members)
+        path = root / "_info.json"
+        info = json.loads(path.read_text()) if path.exists() else {"splits": {}, "classes": []}
+        info["classes"] = [str(i) for i in range(max(sum(lengths), len(info["classes"])))]
+        info["splits"][split] = {"name": split, "filenames": names, "shard_lengths": list(lengths), "num_samples": i}
+        path.write_text(json.dumps(info))
+        return root
+
+    return write
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 
-from s4nd.train.data import Augmented, BadImage, ImageTransforms, Resized, make_loader
-from s4nd.train.data.loader import share
+from s4nd.train.data import Augmented, BadImage, ImageTransforms, Rendering, Resized, make_loader
+from s4nd.train.data.order import share, shuffled
 
 EVERYTHING = ImageTransforms(
     crop_scale=(0.2, 1.0),
@@ -41,11 +41,11 @@ def equal(one, other):
 @pytest.fixture(params=[EVERYTHING, SQUARES], ids=["crops", "squares"])
 def loader(numbered, request):
     """loader(**options) -> of 24 images, three of each of 8, in batches of 12."""
-    pad = 0.0 if request.param.crop_scale else 0.25
+    rendering = Rendering(hflip=True, pad=0.0 if request.param.crop_scale else 0.25, transforms=request.param)
 
     def make(**options):
         options = {"batch_size": 12, "seed": 3, "epoch": 2} | options
-        return make_loader(numbered(24), 8, train=True, hflip=True, pad=pad, transforms=request.param, **options)
+        return make_loader(numbered(24), 8, train=True, rendering=rendering, **options)
 
     return make
 
@@ -71,16 +71,16 @@ def test_processes_together_see_what_one_sees(loader, world_size):
 
 
 def test_what_was_read_before_does_not_change_an_image(loader):
-    view = loader().dataset
+    view = loader().dataset.at(2, 8)
     alone = [view[i][0] for i in range(len(view))]
     backwards = view.__getitems__([*reversed(range(len(view)))])
     assert all(torch.equal(alone[-1 - i], image) for i, (image, _) in enumerate(backwards))
 
 
 def test_seed_epoch_index_and_repetition_each_change_an_image(loader):
-    view = loader().dataset
+    view = loader().dataset.at(2, 8)
     assert len(view) == 3 * 24
-    others = [loader(seed=4).dataset, loader(epoch=3).dataset]
+    others = [loader(seed=4).dataset.at(2, 8), loader().dataset.at(3, 8)]
     versions = [[view[i + 24 * r][0] for r in range(3)] + [other[i][0] for other in others] for i in range(24)]
     different = [len({image.numpy().tobytes() for image in images}) for images in versions]
     assert min(different) > 3 and sum(different) > 0.95 * 5 * 24
@@ -121,7 +121,7 @@ def test_unreadable_image_is_marked_in_a_batch(numbered):
 def test_repetitions_are_those_of_timms_sampler(count, repeats):
     sampler = RepeatAugSampler(range(count), num_replicas=1, rank=0, num_repeats=repeats, selected_round=0)
     sampler.set_epoch(11)
-    items = share(count, 1, 0, 1, seed=11, repeats=repeats)
+    items = share(shuffled(count, 11), 1, 0, 1, repeats=repeats)
     assert [item % count for item in items] == list(sampler) and len(items) == count
     assert [item // count for item in items] == [i % repeats for i in range(count)]
 
@@ -137,10 +137,12 @@ def test_repeated_images_are_flipped_and_shifted_independently(numbered):
 
 def test_evaluation_is_not_augmented(numbered):
     data = numbered(6)
-    images, labels = next(iter(make_loader(data, 12, 6, train=False, hflip=True, transforms=EVERYTHING)))
+    images, labels = next(
+        iter(make_loader(data, 12, 6, train=False, rendering=Rendering(hflip=True, transforms=EVERYTHING)))
+    )
     assert labels.tolist() == list(range(6)) and all(torch.equal(images[i], data[i][0]) for i in range(6))
 
 
 def test_without_transforms_images_take_the_fast_way(numbered):
-    view = make_loader(numbered(6), 8, 2, train=True, hflip=True, transforms=ImageTransforms()).dataset
+    view = make_loader(numbered(6), 8, 2, train=True, rendering=Rendering(hflip=True)).dataset.at(0, 8)
     assert type(view) is Resized

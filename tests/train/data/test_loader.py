@@ -6,8 +6,10 @@ from itertools import chain
 import pytest
 import torch
 
-from s4nd.train.data import BadImage, build_dataset, make_loader
-from s4nd.train.data.loader import share
+from s4nd.train.data import BadImage, Rendering, build_dataset, make_loader
+from s4nd.train.data.order import share, shuffled
+
+MOVED = Rendering(hflip=True, pad=0.25)
 
 
 def labels_of(loader):
@@ -31,18 +33,35 @@ def test_batches_are_uint8_images_of_the_size_and_int64_labels(numbered):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("train", [True, False])
 def test_workers_do_not_change_the_batches(numbered, workers, train):
-    args = {"train": train, "hflip": True, "pad": 0.25, "seed": 3, "epoch": 2}
+    args = {"train": train, "rendering": MOVED, "seed": 3, "epoch": 2}
     alone = make_loader(numbered(22), 8, 4, **args)
     assert same(alone, make_loader(numbered(22), 8, 4, workers=workers, **args))
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_workers_that_live_on_give_each_epoch_what_new_ones_give(numbered, train):
+    """Whatever became of the iteration before: it ended, or was left after a batch, with others under way."""
+    args = {"train": train, "rendering": MOVED, "seed": 3}
+    loader, processes = make_loader(numbered(22), 8, 4, workers=2, **args), set()
+    for epoch, begin in ((0, 0), (1, 0), (1, 2), (0, 1)):
+        for leave in (True, False):
+            loader.set_epoch(epoch, begin)
+            batches = iter(loader)
+            if leave:
+                next(batches)
+        rest = list(make_loader(numbered(22), 8, 4, epoch=epoch, **args))[begin:]
+        assert len(loader) == len(rest) and same(batches, rest)
+        processes |= {worker.pid for worker in loader._iterator._workers}
+    assert len(processes) == 2
+
+
 def test_global_generator_is_neither_used_nor_moved(numbered):
     torch.manual_seed(0)
-    first = list(make_loader(numbered(20), 8, 4, train=True, hflip=True, pad=0.25))
+    first = list(make_loader(numbered(20), 8, 4, train=True, rendering=MOVED))
     moved = torch.rand(1)
     torch.manual_seed(0)
     assert torch.equal(moved, torch.rand(1))
-    assert same(first, make_loader(numbered(20), 8, 4, train=True, hflip=True, pad=0.25))
+    assert same(first, make_loader(numbered(20), 8, 4, train=True, rendering=MOVED))
 
 
 def test_order_follows_seed_and_epoch(numbered):
@@ -56,7 +75,7 @@ def test_order_follows_seed_and_epoch(numbered):
 
 def test_augmentation_follows_seed_and_epoch(numbered):
     shifts = [
-        make_loader(numbered(40), 8, 4, train=True, pad=0.5, seed=seed, epoch=epoch).dataset.shift.tolist()
+        make_loader(numbered(40), 8, 4, train=True, rendering=MOVED, seed=seed).dataset.at(epoch, 8).shift.tolist()
         for seed, epoch in [(0, 0), (0, 0), (0, 1), (1, 0)]
     ]
     assert shifts[0] == shifts[1] != shifts[2] != shifts[3] != shifts[0]
@@ -79,14 +98,14 @@ def test_evaluation_counts_each_image_in_one_process_once(numbered, count, world
 
 def test_evaluation_neither_flips_nor_shifts_nor_shuffles(numbered):
     data = numbered(6)
-    images, labels = next(iter(make_loader(data, 12, 6, train=False, hflip=True, pad=0.5, epoch=5)))
+    images, labels = next(iter(make_loader(data, 12, 6, train=False, rendering=MOVED, epoch=5)))
     assert labels.tolist() == list(range(6)) and all(torch.equal(images[i], data[i][0]) for i in range(6))
 
 
 @pytest.mark.parametrize("count", [24, 29, 50])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_together_take_the_steps_of_one(numbered, count, world_size):
-    args = {"train": True, "hflip": True, "pad": 0.25}
+    args = {"train": True, "rendering": MOVED}
     alone = list(make_loader(numbered(count), 8, 12, **args))
     shares = [
         list(make_loader(numbered(count), 8, 12 // world_size, rank=rank, world_size=world_size, **args))
@@ -108,7 +127,7 @@ def test_processes_hold_the_pairs_that_one_would_mix(world_size):
     """An image is mixed with the one as far from the other end of its batch."""
 
     def pairs(rank, world_size):
-        batches = torch.tensor(share(30, 12, rank, world_size, seed=0)).view(2, 12 // world_size)
+        batches = torch.tensor(share(shuffled(30, 0), 12, rank, world_size)).view(2, 12 // world_size)
         return {frozenset(pair) for row in batches.tolist() for pair in zip(row, row[::-1], strict=True)}
 
     alone = pairs(0, 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from s4nd.train.data import BadVideo, Clips, ClipSampling, make_loader
+from s4nd.train.data import BadVideo, Clips, ClipSampling, Rendering, make_loader
 from s4nd.train.data.clips import MAX_CLIPS, crop, frames_at
 from s4nd.train.data.film import Film
 from s4nd.train.data.motion import MOTION_RANGE
@@ -189,23 +189,22 @@ def test_damaged_videos_are_skipped_in_training_and_errors_in_testing(write_vide
     good = [write_video(f"{workers}-{i}.mp4", 12) for i in range(3)]
     bad = good[1]
     bad.write_text("hello")
-    sampling = ClipSampling(frames=4, seconds=1.0)
+    seen = Rendering(sampling=ClipSampling(frames=4, seconds=1.0))
     with caplog.at_level(logging.WARNING, logger="s4nd"):
         for epoch in range(2):
-            batches = list(
-                make_loader(Paths(*good), 16, 3, train=True, sampling=sampling, epoch=epoch, workers=workers)
-            )
+            batches = list(make_loader(Paths(*good), 16, 3, train=True, rendering=seen, epoch=epoch, workers=workers))
             assert [sorted(labels.tolist()) for _, labels in batches] == [[0, 2]]
             assert batches[0][0].shape == (2, 3, 4, 16, 16) and batches[0][0].dtype == torch.uint8
     assert [r.getMessage().split(": ")[0] for r in caplog.records] == ["skipped a video that cannot be read"]
     assert str(bad) in caplog.text
     with pytest.raises(BadVideo, match=rf"{workers}-1\.mp4: not a video"):
-        list(make_loader(Paths(*good), 16, 3, train=False, sampling=sampling, workers=workers))
+        list(make_loader(Paths(*good), 16, 3, train=False, rendering=seen, workers=workers))
 
 
 def test_testing_gives_a_video_at_a_time_with_all_its_clips(write_video):
     data = Paths(write_video("short.mp4", 10), write_video("long.mp4", 70))
-    batches = list(make_loader(data, 16, 64, train=False, sampling=ClipSampling(frames=4, seconds=1.0)))
+    seen = Rendering(sampling=ClipSampling(frames=4, seconds=1.0))
+    batches = list(make_loader(data, 16, 64, train=False, rendering=seen))
     assert [images.shape for images, _ in batches] == [(1, 3, 4, 16, 16), (3, 3, 4, 16, 16)]
     assert [labels.tolist() for _, labels in batches] == [[0], [1]]
 
