@@ -5,7 +5,7 @@
 
 Both read ROOT/train/<class>/*, decode, augment and give batches of normalised float32 images; timm's without its prefetcher,
 which is for GPUs. They take turns, one epoch a round, after a round that is not counted: the ratio is the median over the
-rounds of the two epochs of a round; above 1 ours is faster. Ours starts its workers in each epoch, timm's stay.
+rounds of the two epochs of a round; above 1 ours is faster. The workers of both stay from epoch to epoch.
 Prints a Markdown table, and writes OUT.json and OUT.png.
 """
 
