@@ -14,6 +14,7 @@ from s4nd.models import inflate
 from .checkpoint import load_model, load_weights, read_tensors
 from .config import Config
 from .data.names import difference, order_by_name
+from .model import bring_to
 from .task import TASKS
 
 
@@ -59,8 +60,7 @@ def _load(model: nn.Module, path: str, config: Config, classes: Sequence[str], w
     if hasattr(model, "num_frames"):
         frames["num_frames"] = model.num_frames
     if isinstance(source, nn.Module):
-        if hasattr(source, "set_input_size"):  # re-sampled for the size of this run
-            source.set_input_size(img_size=config.stages[0].size, **frames)
+        bring_to(source, config.stages[0], **frames)
         source = source.state_dict()
     own = model.state_dict()
     taken = [
@@ -71,8 +71,7 @@ def _load(model: nn.Module, path: str, config: Config, classes: Sequence[str], w
     order, note = _rows(found, task, classes, wanted_task)
     rows = {key: own[key] if order is None else _in_order(source[key], order) for key in taken}
     load_weights(model, {**source, **rows}, Path(path).name)
-    if hasattr(model, "set_input_size"):  # bare weights say themselves what they were trained on
-        model.set_input_size(img_size=config.stages[0].size, **frames)
+    bring_to(model, config.stages[0], **frames)  # bare weights say themselves what they were trained on
     left = [] if order is not None else taken
     return f"{len(own) - len(left)} tensors{note}" + (f": {', '.join(left)}" if left else "")
 

@@ -12,7 +12,7 @@ import s4nd.models  # noqa: F401  registers S4ND's models with timm
 from s4nd import S4ND, set_bandlimit, set_resample
 from s4nd.ops import BackendError
 
-from .config import Config
+from .config import Config, StageConfig
 from .data.photos import LUMA, to_grey
 
 # What models raise at a size that they do not take: torch, timm and the layer.
@@ -64,14 +64,24 @@ def enter_stage(model: nn.Module, config: Config, stage: int) -> None:
     for key in ("bandlimit", "resample"):
         if getattr(config.stages[stage], key) is not None and not any(isinstance(m, S4ND) for m in model.modules()):
             raise ValueError(f"{key} is for S4ND layers, and {config.model.name} has none")
+    bring_to(model, config.stages[stage])
+    _set_ways(model, config, stage)
+
+
+def bring_to(model: nn.Module, stage: StageConfig, **frames: int | None) -> None:
+    """Let a model of any size count as trained at that of a stage, with kernels re-sampled or not as `enter_stage` says.
+
+    Args:
+        frames: num_frames, for models of videos.
+    """
+    if not hasattr(model, "set_input_size"):
+        return
     ways = {module: module.resample for module in model.modules() if isinstance(module, S4ND)}
-    if hasattr(model, "set_input_size"):
-        if ways and config.stages[stage].resample in (None, "continuous"):
-            set_resample(model, "continuous")
-        model.set_input_size(img_size=config.stages[stage].size)
+    if ways and stage.resample in (None, "continuous"):
+        set_resample(model, "continuous")
+    model.set_input_size(img_size=stage.size, **frames)
     for layer, way in ways.items():
         layer.resample = way
-    _set_ways(model, config, stage)
 
 
 def _set_ways(model: nn.Module, config: Config, stage: int) -> None:

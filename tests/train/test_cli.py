@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s4nd.train import cli
+from s4nd.train import compare
 from s4nd.train.checkpoint import read_checkpoint
 from s4nd.train.cli import main
 
@@ -54,7 +54,7 @@ def test_eval_agrees_with_the_accuracy_in_training(run, write_config, tmp_path):
 def test_eval_renders_images_as_the_run_did(run, write_config, tmp_path, monkeypatch):
     run("train", write_config(), "data.crop_pct=0.5", "data.interpolation=nearest", "stages.0.epochs=1")
     seen = []
-    monkeypatch.setattr(cli, "evaluate_sizes", lambda *_, **given: seen.append(given["transforms"]) or {8: 0.5})
+    monkeypatch.setattr(compare, "evaluate_sizes", lambda *_, **given: seen.append(given["transforms"]) or {8: 0.5})
     run("eval", tmp_path / "run" / "conv_iso_tiny" / "last.safetensors", "--sizes", 8)
     assert [(transforms.crop_pct, transforms.interpolation) for transforms in seen] == [(0.5, "nearest")]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import s4nd
 from s4nd.models import inflate
 from s4nd.train.checkpoint import Meta, load_model, read_checkpoint, save_checkpoint
 from s4nd.train.config import load_config
@@ -155,6 +156,7 @@ def test_classifier_of_other_classes_stays_as_drawn_and_is_named(config, tmp_pat
 def test_checkpoint_of_another_size_is_re_sampled(config, tmp_path):
     path = tmp_path / "small.safetensors"
     source = saved(path, config()).eval()
+    s4nd.set_resample(source, "continuous")
     run = config(f"init.weights={path}", "stages.0.size=12")
     model = build_model(run, 2).eval()
     x = torch.randn(1, 3, 12, 12)

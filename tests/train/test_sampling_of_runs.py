@@ -124,7 +124,9 @@ def test_model_begun_with_weights_of_another_size_is_what_its_own_checkpoint_giv
 def test_weights_of_another_size_answer_as_the_model_that_they_are_from(bare, tmp_path):
     """No bandlimit, and a window that is a whole number of pixels at both sizes: re-sampled kernels are the same ones."""
     of = lambda size: bare(  # noqa: E731
-        f"stages=[{{size: {size}, epochs: 1}}]", "model.name=s4nd_convnext_micro", f"model.args={CONVNEXT}"
+        f"stages=[{{size: {size}, epochs: 1, resample: continuous}}]",
+        "model.name=s4nd_convnext_micro",
+        f"model.args={CONVNEXT}",
     )
     source = build_model(of(32), 2)
     run = of(64)
