@@ -1,6 +1,7 @@
 """Checkpoints at several resolutions in one table, by every way to them, beside their control and the majority."""
 
 import copy
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -156,6 +157,14 @@ def _curves(
                         )
                     except SizeRefused as error:
                         refused[size] = str(error)
+                    _tell(label, size, accuracy, place)
+
+
+def _tell(label: str, size: int, accuracy: dict[int, float], place: Place) -> None:
+    """Progress, on stderr: minutes can pass until the table is whole."""
+    if place.rank == 0:
+        what = f"{100 * accuracy[size]:.1f} %" if size in accuracy else "refused"
+        print(f"{label}, {size} px: {what}", file=sys.stderr, flush=True)
 
 
 def _data(

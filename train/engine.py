@@ -7,20 +7,19 @@ of images or clips per step over all processes, and every step sees the same ima
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from timm.utils import random_seed
 from torch import Tensor
-from tqdm import tqdm
 
 from .checkpoint import Meta, save_checkpoint
 from .config import Config
-from .data import ImageLoader, make_loader
 from .device import choose_device
 from .evaluate import Score, evaluate
+from .feed import Feed
 from .files import alone_in
 from .learner import Learner
 from .logs import RunLog, memory_mib, opening, summary_line
@@ -81,6 +80,7 @@ class Trainer:
         task: what is to be answered, as the training data say.
         majority: the answer that needs no image, of the training data.
         learner: the model, its averages and what updates them.
+        feed: the batches that they see.
         epoch: epochs finished, over all stages.
         step: optimizer steps made, over all stages.
         position: how far the epoch has come that is not finished.
@@ -98,9 +98,9 @@ class Trainer:
         self.majority = self.task.majority(self.splits.train.labels)
         random_seed(config.seed)
         self.learner = Learner(config, self.splits.classes, self.task, self.place)
+        self.feed = Feed(config, self.splits, normalisation(self.learner.model), self.place)
         self.epoch = self.step = 0
-        self.position, self.unreadable, self.best = Position(), 0, -1.0
-        self.loaders: dict[tuple[int, bool, int], ImageLoader] = {}  # of the present stage; their workers live as long
+        self.position, self.best = Position(), -1.0
 
     def fit(self, folder: Path) -> None:
         """Train the epochs that are left, and write into `folder`.
@@ -153,7 +153,7 @@ class Trainer:
         stage, judge = self.learner.stage, self.splits.judge
         record = {"epoch": self.epoch, "stage": stage, "size": self.config.stages[stage].size, "train_loss": loss}
         record |= {f"{judge}_loss": score.loss, f"{judge}_accuracy": score.accuracy, "lr": self.learner.lr()}
-        if unreadable := sum_over_processes([self.unreadable], self.place.device)[0]:
+        if unreadable := sum_over_processes([self.feed.unreadable], self.place.device)[0]:
             record["unreadable"] = int(unreadable)
         return record
 
@@ -185,37 +185,10 @@ class Trainer:
 
     def enter(self, stage: int) -> None:
         """Begin a stage."""
-        self.loaders.clear()
-        self.steps_per_epoch = self.count_steps(stage)
+        self.feed.end_stage()
+        self.steps_per_epoch = self.feed.steps(stage)
         self.learner.enter(stage, self.steps_per_epoch)
         self.best = -1.0
-
-    def count_steps(self, stage: int) -> int:
-        """Steps of an epoch of a stage."""
-        return len(self.loader(self.splits.train, stage, train=True))
-
-    def loader(self, dataset, stage: int, *, train: bool) -> ImageLoader:
-        """Batches of this process for the coming epoch, or for what is left of it; the same loader throughout a stage."""
-        key = stage, train, id(dataset)
-        if key not in self.loaders:
-            data = self.config.data
-            self.loaders[key] = make_loader(
-                dataset,
-                self.config.stages[stage].size,
-                self.config.batch_size // self.place.world_size,
-                train=train,
-                rendering=data.rendering(normalisation(self.learner.model)),
-                sizes=self.config.stages[stage].sizes,
-                seed=self.config.seed,
-                workers=data.workers,
-                prefetch=data.prefetch,
-                rank=self.place.rank,
-                world_size=self.place.world_size,
-                parts=self.config.accumulate,
-                skip_bad=True,
-            )
-        self.loaders[key].set_epoch(self.epoch, self.position.batches if train else 0)
-        return self.loaders[key]
 
     def train_epoch(self, epoch_of_stage: int, between_steps: Callable[[], None] = lambda: None) -> tuple[float, int]:
         """One epoch, or what is left of it; returns its mean training loss and number of images, over all processes."""
@@ -223,7 +196,7 @@ class Trainer:
         update, position, begin = self.learner.steps(), self.position, self.position.batches
         update.begin(position.loss_sum, position.images)
         self.logged = time.perf_counter(), position.images
-        for consumed, images, labels in self.batches():
+        for consumed, images, labels in self.feed.batches(self.learner.stage, self.epoch, position):
             self.learner.schedule.step_update(epoch_of_stage * self.steps_per_epoch + position.steps)
             self.train_step(images, labels)
             position.steps, position.batches, position.images = position.steps + 1, begin + consumed, update.images
@@ -261,36 +234,9 @@ class Trainer:
         rate = (update.images - images_before) / (self.logged[0] - time_before)
         return record | {"images_per_second": self.place.world_size * rate}
 
-    def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Training batches after the number of those consumed so far, with a progress bar on a terminal; even ones where
-        images are mixed in pairs.
-
-        Every process makes all steps, or the others would wait for it: the last batch stands in for those of which no
-        image could be read.
-        """
-        loader = self.loader(self.splits.train, self.learner.stage, train=True)
-        quiet = True if self.place.rank else None  # None: quiet unless on a terminal
-        batch, read, steps = None, 0, self.position.steps
-        for images, labels in tqdm(loader, desc=f"epoch {self.epoch + 1}", leave=False, disable=quiet):
-            read += len(images)
-            count = len(images) // 2 * 2 if self.learner.mixup else len(images)  # odd after a damaged image was skipped
-            if count:
-                batch, steps = (images[:count], labels[:count]), steps + 1
-                yield loader.consumed, *batch
-        self.unreadable = loader.unreadable
-        if batch is None and steps < self.steps_per_epoch:
-            left = (
-                f"mixup and cutmix need two images, {read} could be read"
-                if read
-                else "none of the training images could be read"
-            )
-            raise ValueError(f"epoch {self.epoch + 1} has no batch: {left}")
-        for _ in range(self.steps_per_epoch - steps):
-            yield loader.consumed, *batch
-
     def test(self) -> Score:
         """Score of `weights()` on `judges`, at the size of the stage."""
-        batches = self.loader(self.splits.judges, self.learner.stage, train=False)
+        batches = self.feed.judging(self.learner.stage, self.epoch)
         at_once = self.config.batch_size // self.place.world_size
         return evaluate(self.learner.weights(), batches, self.place.device, at_once, self.task)
 
@@ -314,7 +260,7 @@ class Trainer:
     def restore(self, state: dict) -> None:
         """Continue from the end of an epoch, or from within one; ValueError if it is of other classes or another task."""
         check_classes(state, self.splits.classes, self.task.name)
-        self.steps_per_epoch = self.count_steps(state["stage"])
+        self.steps_per_epoch = self.feed.steps(state["stage"])
         self.learner.restore(state, state["stage"], self.steps_per_epoch)
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.position = Position(**state.get("position", {}))  # older versions saved at the end of an epoch alone

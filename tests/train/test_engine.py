@@ -186,9 +186,12 @@ def test_stripes_are_learned(write_config):
 
 
 class Batches(list):
-    """A loader of which no more could be read than this."""
+    """A loader of three, of which no more could be read than this."""
 
     consumed, unreadable = 3, 0
+
+    def __len__(self):
+        return 3
 
 
 def test_unreadable_batches_leave_the_number_of_steps(write_config, monkeypatch):
@@ -198,7 +201,7 @@ def test_unreadable_batches_leave_the_number_of_steps(write_config, monkeypatch)
     trainer = Trainer(load_config(write_config()), torch.device("cpu"))
     trainer.enter(0)
     batches = Batches([(torch.zeros(3, 3, 8, 8), torch.tensor([0, 1, 0]))])
-    monkeypatch.setattr(trainer, "loader", lambda *_, **__: batches)
+    monkeypatch.setattr(trainer.feed, "training", lambda *_: batches)
     trainer.train_epoch(0)
     assert seen == [[0, 1, 0]] * 3
 
@@ -219,7 +222,7 @@ def test_images_that_cannot_be_read_are_counted_in_each_epoch(write_config, fold
 def test_no_readable_image_is_an_error(write_config, monkeypatch):
     trainer = Trainer(load_config(write_config()), torch.device("cpu"))
     trainer.enter(0)
-    monkeypatch.setattr(trainer, "loader", lambda *_, **__: Batches())
+    monkeypatch.setattr(trainer.feed, "training", lambda *_: Batches())
     with pytest.raises(ValueError, match="none of the training images could be read"):
         trainer.train_epoch(0)
 
@@ -251,7 +254,7 @@ def test_averaged_weights_are_evaluated(trainer):
 
 def test_gradient_of_a_step_is_its_own(trainer):
     """After two steps it is what it is without the first; the weights are put back, and nothing is drawn between."""
-    images, labels = next(iter(trainer.loader(trainer.splits.train, 0, train=True)))
+    images, labels = next(iter(trainer.feed.training(0)))
     start = {name: value.clone() for name, value in trainer.learner.model.state_dict().items()}
     gradients = []
     for _ in range(2):
@@ -267,7 +270,7 @@ def test_gradient_of_a_step_is_its_own(trainer):
 def test_loss_of_an_epoch_is_the_mean_over_its_images(trainer, monkeypatch):
     labels = [torch.zeros(n, dtype=torch.long) for n in (4, 2)]
     batches = [(i + 1, torch.zeros(len(x), 3, 8, 8), x) for i, x in enumerate(labels)]
-    monkeypatch.setattr(trainer, "batches", lambda: batches)
+    monkeypatch.setattr(trainer.feed, "batches", lambda *_: batches)
     weight = next(trainer.learner.model.parameters())
     monkeypatch.setattr(trainer.learner.steps(), "_loss", lambda images, labels: 0 * weight.sum() + len(labels))
     assert trainer.train_epoch(0) == (pytest.approx((4 * 4 + 2 * 2) / 6), 6)
@@ -308,11 +311,13 @@ def test_noise_of_a_step_follows_from_seed_epoch_step_process_and_part(trainer):
     assert len({share for _, share in (first, *later)}) == 3
 
 
-def test_epochs_of_a_run_have_orders_of_their_own(trainer):
-    orders = []
-    for trainer.epoch in (0, 1, 0):
-        orders.append([index for *_, index in trainer.loader(trainer.splits.train, 0, train=True).sampler])
-    assert orders[0] == orders[2] != orders[1]
+def test_epochs_of_a_run_have_orders_of_their_own(trainer, monkeypatch):
+    seen = {0: [], 1: [], 2: []}
+    for i, trainer.epoch in enumerate((0, 1, 0)):
+        monkeypatch.setattr(trainer, "train_step", lambda images, labels, seen=seen[i]: seen.append(images))
+        trainer.train_epoch(0)
+    first, second, again = (torch.cat(seen[i]) for i in range(3))
+    assert torch.equal(first, again) and not torch.equal(first, second)
 
 
 def test_stage_begins_with_an_optimizer_without_moments(trainer):

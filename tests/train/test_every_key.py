@@ -22,10 +22,11 @@ from s4nd import S4ND
 from s4nd.models.s4nd_iso import ConvMixer
 from s4nd.train import engine, learner, requests, tracking
 from s4nd.train.config import Config, StageConfig, load_config
-from s4nd.train.data import Clips
+from s4nd.train.data import Clips, make_loader
 from s4nd.train.engine import Trainer, train
 from s4nd.train.model import build_model, to_input
 from s4nd.train.processes import Place
+from s4nd.train.state import Position
 
 CPU = torch.device("cpu")
 STAGES = "stages=[{size: 8, epochs: 2, bandlimit: 0.5}, {size: 10, epochs: 3}]"
@@ -52,17 +53,23 @@ def trainer(config):
 
 def place(trainer, rank, world_size):
     """Let it be one of several processes, after it began alone."""
-    trainer.place = trainer.learner.place = Place(CPU, rank, world_size)
-    trainer.loaders.clear()
+    trainer.place = trainer.learner.place = trainer.feed.place = Place(CPU, rank, world_size)
+    trainer.feed.end_stage()
 
 
 def batch(trainer):
-    return next(iter(trainer.loader(trainer.splits.train, 0, train=True)))
+    return next(iter(trainer.feed.training(0)))
+
+
+def plain_loader(trainer):
+    """The training images as they are evaluated."""
+    size = trainer.config.stages[0].size
+    return make_loader(trainer.splits.train, size, 8, train=False, rendering=trainer.feed.rendering)
 
 
 def plain_images(trainer):
     """Every training image as it is evaluated."""
-    return torch.cat([images for images, _ in trainer.loader(trainer.splits.train, 0, train=False)])
+    return torch.cat([images for images, _ in plain_loader(trainer)])
 
 
 def is_among(images, others):
@@ -171,7 +178,7 @@ def test_data_interpolation(trainer):
         values = {label: set() for label in (0, 1)}
         for i in range(len(run.splits.train)):
             values[run.splits.train[i][1]] |= {tuple(colour) for colour in run.splits.train[i][0].flatten(1).T.tolist()}
-        for images, labels in (batch(run), next(iter(run.loader(run.splits.train, 0, train=False)))):
+        for images, labels in (batch(run), next(iter(plain_loader(run)))):
             found = [
                 {tuple(colour) for colour in image.flatten(1).T.tolist()} <= values[label]
                 for image, label in zip(images, labels.tolist(), strict=True)
@@ -251,7 +258,7 @@ def test_data_recount(trainer, monkeypatch):
 def test_data_aug_repeats(trainer):
     """48 images an epoch, of 16 kinds: three of each in a row of 16, flipped independently."""
     run = trainer("data.aug_repeats=3", "data.hflip=true")
-    loader = run.loader(run.splits.train, 0, train=True)
+    loader = run.feed.training(0)
     seen = torch.tensor([index for *_, index in loader.sampler])
     assert len(seen) == 48 and (seen % 48).unique(return_counts=True)[1].tolist() == [3] * 16
     assert torch.equal(seen % 48, (seen % 48)[::3].repeat_interleave(3))
@@ -262,13 +269,13 @@ def test_data_aug_repeats(trainer):
 
 def test_data_workers(trainer):
     busy = trainer("data.workers=1")
-    assert [busy.loader(busy.splits.train, 0, train=is_training).num_workers for is_training in (True, False)] == [1, 1]
+    assert [busy.feed.loader(0, train=is_training).num_workers for is_training in (True, False)] == [1, 1]
 
 
 def test_data_prefetch(trainer, config):
     """With workers; without, it would do nothing."""
     busy = trainer("data.workers=1", "data.prefetch=3")
-    assert [busy.loader(busy.splits.train, 0, train=is_training).prefetch_factor for is_training in (True, False)] == [
+    assert [busy.feed.loader(0, train=is_training).prefetch_factor for is_training in (True, False)] == [
         3,
         3,
     ]
@@ -309,7 +316,7 @@ def test_data_shuffle(streamed):
     """Of 48 images in one shard, each 4 are shuffled among themselves: a batch of 16 is of the places of the first 16."""
     for window, near in ((4, True), (8192, False)):
         run = streamed(f"data.shuffle={window}")
-        loader = run.loader(run.splits.train, 0, train=True)
+        loader = run.feed.training(0)
         indices = torch.tensor([index for *_, index in loader.order])
         assert sorted(indices.tolist()) == list(range(48)) and not torch.equal(indices, torch.arange(48))
         assert torch.equal(indices // 4, torch.arange(48) // 4) == near
@@ -413,8 +420,7 @@ def clips(config, write_video):
             last = write_video(f"videos/{name}.mp4", 60, noise=noise, grey=lambda i: 4 * i)
         source = ["data.name=video", f"data.root={last.parents[2]}"]
         trainer = Trainer(video(config, *source, *overrides), CPU)
-        dataset = trainer.splits.train if train else trainer.splits.judges
-        return next(iter(trainer.loader(dataset, 0, train=train)))[0]
+        return next(iter(trainer.feed.loader(0, train=train)))[0]
 
     return see
 
@@ -522,7 +528,7 @@ def test_stages_size(trainer):
     run = trainer(STAGES)
     for stage, size in ((0, 8), (1, 10)):
         run.enter(stage)
-        images, _ = next(iter(run.loader(run.splits.train, stage, train=True)))
+        images, _ = next(iter(run.feed.training(stage)))
         assert images.shape[2:] == (size, size)
         assert [layer.base_size for layer in layers(run.learner.model)] == [(size, size)] * 2
 
@@ -541,14 +547,14 @@ def test_stages_sizes(trainer):
     """A size is drawn for each batch, the same for all processes and anew in each epoch; images are those of their size."""
     stages = "stages=[{size: 8, sizes: [6, 8, 11], epochs: 2}]"
     run, seen = trainer(stages, "batch_size=2"), []
-    for run.epoch in (0, 1, 0):
-        batches = list(run.batches())
+    for epoch in (0, 1, 0):
+        batches = list(run.feed.batches(0, epoch))
         seen.append([images.shape[-1] for _, images, _ in batches])
     assert seen[0] == seen[2] != seen[1] and set(seen[0]) == {6, 8, 11} and len(seen[0]) == 24
     run.config.batch_size, of_rank = 4, []
     for rank in (0, 1):
         place(run, rank, 2)
-        of_rank.append([images.shape[-1] for _, images, _ in run.batches()])
+        of_rank.append([images.shape[-1] for _, images, _ in run.feed.batches(0)])
     assert of_rank[0] == of_rank[1] and len({*of_rank[0]}) > 1
     run.config.batch_size = 2
     place(run, 0, 1)
@@ -557,7 +563,7 @@ def test_stages_sizes(trainer):
     assert is_among(of_8, at_8).all()
     layers_base = {layer.base_size for layer in layers(run.learner.model)}
     assert layers_base == {(8, 8)}  # at which it counts as trained
-    assert next(images.shape[-1] for images, _ in run.loader(run.splits.judges, 0, train=False)) == 8
+    assert next(images.shape[-1] for images, _ in run.feed.judging(0)) == 8
 
 
 @pytest.mark.parametrize("sizes, name", [("[]", "folder"), ("[8, 0]", "folder"), ("[8]", "video")])
@@ -568,9 +574,8 @@ def test_stages_sizes_that_cannot_be_are_refused(config, sizes, name):
 
 def test_stages_sizes_go_on_within_an_epoch(trainer):
     run = trainer("stages=[{size: 8, sizes: [6, 8, 11], epochs: 2}]", "batch_size=2")
-    whole = [(images, labels) for _, images, labels in run.batches()]
-    run.position.batches = run.position.steps = 9
-    for (images, labels), (_, again, same) in zip(whole[9:], run.batches(), strict=True):
+    whole = [(images, labels) for _, images, labels in run.feed.batches(0)]
+    for (images, labels), (_, again, same) in zip(whole[9:], run.feed.batches(0, position=Position(9, 9)), strict=True):
         assert torch.equal(images, again) and torch.equal(labels, same)
 
 
@@ -744,7 +749,7 @@ def test_schedule_decay_milestones(trainer, monkeypatch):
 
 def test_batch_size(trainer):
     run = trainer("batch_size=6")
-    assert [len(labels) for _, _, labels in run.batches()] == [6] * 8
+    assert [len(labels) for _, _, labels in run.feed.batches(0)] == [6] * 8
 
 
 def losses_by_hand(logits, targets):
@@ -1000,7 +1005,7 @@ def test_seed(trainer):
         # np.random is what Mixup draws from
         run.learner.model.register_forward_hook(lambda *_: numbers.append((torch.rand(1).item(), np.random.rand())))  # noqa: NPY002
         run.train_epoch(0)
-        view = run.loader(run.splits.train, 0, train=True)
+        view = run.feed.training(0)
         return run.learner.model.stem.weight.tolist(), list(view.sampler), view.dataset.at(0, 8).shift.tolist(), numbers
 
     for one, again, other in zip(drawn(0), drawn(0), drawn(1), strict=True):

@@ -174,8 +174,9 @@ def test_processes_share_the_images_of_an_evaluation(write_config, tmp_path, cap
     capsys.readouterr()
     assert main([*command, "--out", str(tmp_path / "one.png")]) == 0
     alone = capsys.readouterr().out
-    ((out, err), status), ((other, _), _) = run_commands(
+    ((out, err), status), ((other, told), _) = run_commands(
         2, [*command, "--out", str(tmp_path / "two.png")], [tmp_path] * 2
     )
     assert status == 0, err
     assert out.replace("two.png", "one.png") == alone and other == ""
+    assert " 12 px: " in err and " px: " not in told

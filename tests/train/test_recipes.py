@@ -33,7 +33,7 @@ def test_every_config_takes_a_step(name, folder, coloured, videos):
     trainer = Trainer(load_config(CONFIGS / name, overrides(config, folder, coloured, videos)), torch.device("cpu"))
     trainer.learner.check_stages()
     trainer.enter(0)
-    _, images, labels = next(iter(trainer.batches()))
+    _, images, labels = next(trainer.feed.batches(0))
     before = [p.detach().clone() for p in trainer.learner.model.parameters()]
     trainer.learner.model.train()
     for group in trainer.learner.optimizer.param_groups:

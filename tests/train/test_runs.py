@@ -154,8 +154,9 @@ def test_size_that_the_model_refuses_leaves_the_others(folder, tmp_path, capsys)
     best = train(load_config(tmp_path / "x.yaml")) / "best.safetensors"
     capsys.readouterr()
     assert main(["eval", str(best), "--sizes", "31", "32", "48", "--device", "cpu"]) == 0
-    out = capsys.readouterr().out.splitlines()
+    out, told = (stream.splitlines() for stream in capsys.readouterr())
     assert out[0].split() == ["size", "32", "48"] and len(out[1].split()) == 3
+    assert told[0] == "convnext_atto, 31 px: refused" and len(told) == 3
     (refused,) = [line for line in out if "does not run at 31 x 31 pixels: " in line]
     assert len(refused.split("pixels: ")[1]) > 5
     assert out[-1] == f"chosen among its epochs by accuracy on this test split, which flatters it: {best}"

@@ -5,6 +5,7 @@ import torch
 
 from s4nd.train.cli import main
 from s4nd.train.config import load_config
+from s4nd.train.data import make_loader
 from s4nd.train.engine import Trainer, train
 from tests.train.test_engine import ALL_RANDOMNESS, Killed, kill_at_step, states
 from tests.train.test_processes import run_processes
@@ -52,8 +53,9 @@ def test_an_epoch_on_several_shards_sees_each_image_once(path, shards, monkeypat
     monkeypatch.setattr(Trainer, "train_step", lambda self, images, labels: seen.append(images))
     trainer = Trainer(load_config(path, [*shards, "data.train_split=shards", "data.hflip=false"]), torch.device("cpu"))
     trainer.enter(0)
-    plain = torch.cat([images for images, _ in trainer.loader(trainer.splits.train, 0, train=False)])
-    for images, _ in trainer.loader(trainer.splits.train, 0, train=True):
+    plain = make_loader(trainer.splits.train, 8, 8, train=False, rendering=trainer.feed.rendering)
+    plain = torch.cat([images for images, _ in plain])
+    for images, _ in trainer.feed.training(0):
         seen.append(images)
     same_image = (torch.cat(seen)[:, None] == plain).flatten(2).all(2)
     assert same_image.shape == (48, 48) and (same_image.sum(0) == 1).all() and (same_image.sum(1) == 1).all()

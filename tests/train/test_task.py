@@ -131,7 +131,7 @@ def test_score_is_the_mean_over_images_and_attributes(coloured):
 def step(run):
     """The loss of a step on the first batch, and the logits and targets that it is of."""
     run.enter(0)
-    images, labels = next(iter(run.loader(run.splits.train, 0, train=True)))
+    images, labels = next(iter(run.feed.training(0)))
     seen = {}
     run.learner.criterion.register_forward_hook(
         lambda _, args, __: seen.update(logits=args[0].detach(), targets=args[1])
