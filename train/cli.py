@@ -53,78 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="s4nd", description="Train S4ND models; evaluate them at unseen resolutions.")
     parser.add_argument("--version", action="version", version=f"s4nd {_version()}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, metavar="train|eval|report|export|convert|watch")
-
-    training = commands.add_parser("train", parents=[common], help="train a model", description="Train a model.")
-    training.add_argument("config", help="YAML file, such as configs/photos/s4nd_iso_tiny.yaml")
-    training.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=0.01 or resume=auto")
-    training.set_defaults(command=_train)
-
-    testing = commands.add_parser("eval", parents=[common], help="accuracy at several resolutions, as table and plot")
-    testing.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="such as runs/NAME/best.safetensors")
-    testing.add_argument("--sizes", nargs="+", type=int, required=True, help="pixels per side, such as 16 24 32 48")
-    testing.add_argument(
-        "--frames", nargs="+", type=int, help="of a clip of unchanged duration, such as 8 16; videos only"
-    )
-    testing.add_argument(
-        "--resample",
-        nargs="+",
-        choices=MODEL_RESAMPLE,
-        help="ways to the kernels of other sizes, a row each; default: the checkpoint's. hold, dilate and "
-        "hold+dilate (the first layer held, the rest dilated) are for convolutions too",
-    )
-    testing.add_argument(
-        "--control",
-        action="store_true",
-        help="also a row of the same images resized to the trained size, and run there",
-    )
-    testing.add_argument("--data", metavar="NAME", help="data set; default: the checkpoint's")
-    testing.add_argument("--root", help="its folder or file; default: the checkpoint's")
-    testing.add_argument("--limit", type=int, help="use this many test images or videos at most")
-    testing.add_argument(
-        "--batch-size", type=int, default=32, help="images or clips at a time; more is faster on a GPU"
-    )
-    testing.add_argument("--workers", type=int, default=0, help="loader processes")
-    testing.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    testing.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
-    testing.add_argument("--out", help="the plot; default: resolution.png beside the first checkpoint")
-    testing.set_defaults(command=_eval)
-
-    reporting = commands.add_parser("report", parents=[common], help="what some runs did, as one HTML file")
-    reporting.add_argument("runs", nargs="+", metavar="RUN", help="run directories, such as runs/photos/s4nd_iso_tiny")
-    reporting.add_argument("--out", default="report.html", help="the HTML file; default: report.html")
-    reporting.set_defaults(command=_report)
-
-    exporting = commands.add_parser(
-        "export", parents=[common], help="a file that runs without s4nd, for one size of images or clips"
-    )
-    exporting.add_argument("checkpoint", metavar="CHECKPOINT", help="such as runs/NAME/best.safetensors")
-    exporting.add_argument("out", metavar="OUT", help="model.onnx, or model.pt2 for torch.export")
-    exporting.add_argument("--size", nargs="+", type=int, help="pixels per side, or height and width; default: trained")
-    exporting.add_argument("--frames", type=int, help="of a clip of unchanged duration; default: trained; videos only")
-    exporting.add_argument("--opset", type=int, help="ONNX opset; default: the exporter's")
-    exporting.set_defaults(command=_export)
-
-    converting = commands.add_parser(
-        "convert", parents=[common], help="weights of the reference implementation as ours"
-    )
-    converting.add_argument("reference", metavar="REFERENCE", help="its .ckpt, .pt, .pth or .safetensors")
-    converting.add_argument("out", metavar="OUT", help="the .safetensors file to write, for timm")
-    converting.add_argument("--model", metavar="NAME", required=True, help="such as s4nd_convnext_tiny")
-    converting.add_argument("--arg", nargs="+", action="extend", default=[], metavar="key=value", help="of the model")
-    converting.set_defaults(command=_convert)
-
-    watching = commands.add_parser(
-        "watch", parents=[common], help="the running answer of a causal video model while a file decodes"
-    )
-    watching.add_argument("checkpoint", metavar="CHECKPOINT", help="such as runs/NAME/best.safetensors")
-    watching.add_argument("video", metavar="VIDEO", help="a video file")
-    watching.add_argument("--every", type=int, default=1, metavar="N", help="print every N-th answer, and the last")
-    watching.add_argument("--top", type=int, default=5, metavar="K", help="print the K likeliest classes")
-    watching.set_defaults(command=_watch)
+    commands = parser.add_subparsers(required=True, metavar="|".join(COMMANDS))
+    for name, (add_arguments, command, what) in COMMANDS.items():
+        subparser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        subparser.set_defaults(command=command)
+        add_arguments(subparser)
     return parser
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file, such as configs/photos/s4nd_iso_tiny.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=0.01 or resume=auto")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -137,6 +77,36 @@ def _train(args: argparse.Namespace) -> None:
         print(f"{best}: {what}{100 * meta.accuracy:.1f} % of {of}, after epoch {meta.epoch}")
 
 
+def _eval_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="such as runs/NAME/best.safetensors")
+    parser.add_argument("--sizes", nargs="+", type=int, required=True, help="pixels per side, such as 16 24 32 48")
+    parser.add_argument(
+        "--frames", nargs="+", type=int, help="of a clip of unchanged duration, such as 8 16; videos only"
+    )
+    parser.add_argument(
+        "--resample",
+        nargs="+",
+        choices=MODEL_RESAMPLE,
+        help="ways to the kernels of other sizes, a row each; default: the checkpoint's. hold, dilate and "
+        "hold+dilate (the first layer held, the rest dilated) are for convolutions too",
+    )
+    parser.add_argument(
+        "--control",
+        action="store_true",
+        help="also a row of the same images resized to the trained size, and run there",
+    )
+    parser.add_argument("--data", metavar="NAME", help="data set; default: the checkpoint's")
+    parser.add_argument("--root", help="its folder or file; default: the checkpoint's")
+    parser.add_argument("--limit", type=int, help="use this many test images or videos at most")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="images or clips at a time; more is faster on a GPU"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="loader processes")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--out", help="the plot; default: resolution.png beside the first checkpoint")
+
+
 def _eval(args: argparse.Namespace) -> None:
     require_matplotlib()  # before the minutes of computing
     place = join(choose_device(args.device))
@@ -147,8 +117,21 @@ def _eval(args: argparse.Namespace) -> None:
         leave()
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, such as runs/photos/s4nd_iso_tiny")
+    parser.add_argument("--out", default="report.html", help="the HTML file; default: report.html")
+
+
 def _report(args: argparse.Namespace) -> None:
     print(write_report(args.runs, args.out))
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as runs/NAME/best.safetensors")
+    parser.add_argument("out", metavar="OUT", help="model.onnx, or model.pt2 for torch.export")
+    parser.add_argument("--size", nargs="+", type=int, help="pixels per side, or height and width; default: trained")
+    parser.add_argument("--frames", type=int, help="of a clip of unchanged duration; default: trained; videos only")
+    parser.add_argument("--opset", type=int, help="ONNX opset; default: the exporter's")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -161,6 +144,13 @@ def _export(args: argparse.Namespace) -> None:
     print(f"{done.path}: {clip}{height} x {width} pixels, any batch; logits: {checked}")
 
 
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", metavar="REFERENCE", help="its .ckpt, .pt, .pth or .safetensors")
+    parser.add_argument("out", metavar="OUT", help="the .safetensors file to write, for timm")
+    parser.add_argument("--model", metavar="NAME", required=True, help="such as s4nd_convnext_tiny")
+    parser.add_argument("--arg", nargs="+", action="extend", default=[], metavar="key=value", help="of the model")
+
+
 def _convert(args: argparse.Namespace) -> None:
     done = convert_checkpoint(args.reference, args.out, args.model, args.arg)
     print(f"{done.path}: {done.tensors} tensors of {done.model}")
@@ -168,6 +158,13 @@ def _convert(args: argparse.Namespace) -> None:
         print(f"left out, the reference does not use them: {', '.join(done.unused)}")
     settings = "".join(f", {name}={value!r}" for name, value in done.args.items())
     print(f"load it with timm.create_model({done.model!r}{settings}, checkpoint_path={str(done.path)!r})")
+
+
+def _watch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as runs/NAME/best.safetensors")
+    parser.add_argument("video", metavar="VIDEO", help="a video file")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="print every N-th answer, and the last")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="print the K likeliest classes")
 
 
 def _watch(args: argparse.Namespace) -> None:
@@ -183,6 +180,16 @@ def _version() -> str:
         return version("s4nd")
     except PackageNotFoundError:  # a checkout that is on the path, but not installed
         return "(not installed)"
+
+
+COMMANDS = {  # arguments, what they call, what that does
+    "train": (_train_arguments, _train, "train a model"),
+    "eval": (_eval_arguments, _eval, "accuracy at several resolutions, as table and plot"),
+    "report": (_report_arguments, _report, "what some runs did, as one HTML file"),
+    "export": (_export_arguments, _export, "a file that runs without s4nd, for one size of images or clips"),
+    "convert": (_convert_arguments, _convert, "weights of the reference implementation as ours"),
+    "watch": (_watch_arguments, _watch, "the running answer of a causal video model while a file decodes"),
+}
 
 
 if __name__ == "__main__":
