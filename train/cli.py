@@ -98,9 +98,7 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="NAME", help="data set; default: the checkpoint's")
     parser.add_argument("--root", help="its folder or file; default: the checkpoint's")
     parser.add_argument("--limit", type=int, help="use this many test images or videos at most")
-    parser.add_argument(
-        "--batch-size", type=int, default=32, help="images or clips at a time; more is faster on a GPU"
-    )
+    parser.add_argument("--batch-size", type=int, default=32, help="images or clips at a time; more is faster on a GPU")
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")

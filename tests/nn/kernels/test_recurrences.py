@@ -175,19 +175,19 @@ def walks() -> list[tuple[str, dict]]:
 @pytest.mark.parametrize(
     ("name", "options"), walks(), ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values()))
 )
-def test_value_and_gradients_stay_finite_under_a_thousand_random_steps(name, options):
-    """At a high rate, from the ends of the ranges of dt and A, in float32, with steps of 0.1 on every parameter."""
+def test_value_and_gradients_stay_finite_under_random_steps(name, options):
+    """At a high rate, from the ends of the ranges of dt and A, in float32, with steps of 0.2 on every parameter."""
     torch.manual_seed(0)
     kernel = KERNELS[name](4, 4, n_ssm=None, **options)
     ends(kernel)
     parameters = list(kernel.parameters())
-    for i in range(1000):
+    for i in range(250):
         k = kernel(8, 16.0, align=("edge", "centre")[i % 2])
         grads = torch.autograd.grad(k.sum(), parameters)
         assert torch.stack([k.isfinite().all(), *(g.isfinite().all() for g in grads)]).all(), i
         with torch.no_grad():
             for p in parameters:
-                p.add_(torch.randn_like(p), alpha=0.1)
+                p.add_(torch.randn_like(p), alpha=0.2)
 
 
 @pytest.mark.parametrize("align", ["edge", "centre"])
