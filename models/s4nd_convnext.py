@@ -123,9 +123,7 @@ def s4nd_convnext_micro(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
     """3, 3, 3, 3 blocks of 64 to 512 channels, S4ND stem and downsampling: the paper's S4ND-ConvNeXt-M for Celeb-A, 9,644,206
     parameters with 40 classes (3 less than the reference's, whose dense stem has a D that it does not use)."""
     args = dict(PAPER, depths=(3, 3, 3, 3), dims=(64, 128, 256, 512), stem="s4nd", downsample="s4nd")
-    args |= dict(
-        resample="hold+dilate"
-    )  # every layer that sees a grid is S4ND's: what keeps Imagenette's accuracy (README)
+    args |= dict(resample="hold+dilate")  # what keeps Imagenette's accuracy (README); every layer on a grid is S4ND's
     return _create_convnext(S4NDConvNeXt, "s4nd_convnext_micro", pretrained, **dict(args, **kwargs))
 
 

@@ -126,8 +126,8 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def s4nd_convnext3d_micro(pretrained: bool = False, **kwargs) -> S4NDConvNeXt3d:
-    """What s4nd_convnext_micro inflates to: S4ND stem and downsampling."""
-    args = dict(MICRO, stem="s4nd", downsample="s4nd")
+    """What s4nd_convnext_micro inflates to: S4ND stem and downsampling, the same way to other sizes."""
+    args = dict(MICRO, stem="s4nd", downsample="s4nd", resample="hold+dilate")
     return create(S4NDConvNeXt3d, "s4nd_convnext3d_micro", pretrained, **dict(args, **kwargs))
 
 

@@ -139,14 +139,18 @@ def test_checkpointed_gradients_are_the_same(name):
     assert_close(gradients[1], gradients[0])
 
 
-@pytest.mark.parametrize("variant", ["tiny", "micro"])
-def test_new_input_size_keeps_the_function_at_that_size(variant):
-    model, x = small(f"s4nd_convnext3d_{variant}"), clip(16, 96, 64)
+@pytest.mark.parametrize(
+    "variant, resample, rate",
+    [("tiny", "continuous", 1.0), ("micro", "continuous", 1.0), ("micro", "hold+dilate", 0.5)],
+)
+def test_new_input_size_keeps_the_function_at_that_size(variant, resample, rate):
+    """Continuous kernels are then those of the new grid; held and dilated ones are still made from the one of before."""
+    model, x = small(f"s4nd_convnext3d_{variant}", resample=resample), clip(16, 96, 64)
     expected = model(x)
     assert {layer.rate(0, 8) for layer in layers(model) if layer.pool[0] == 1} == {0.5}
     model.set_input_size((96, 64), num_frames=16)
     assert (model.img_size, model.num_frames) == ((96, 64), 16)
-    assert all(layer.rate(0, 8) == 1.0 for layer in layers(model) if layer.pool[0] == 1)
+    assert {layer.rate(0, 8) for layer in layers(model) if layer.pool[0] == 1} == {rate}
     assert_close(model(x), expected)
     with pytest.raises(ValueError, match="num_frames must be at least 2, got 1"):
         model.set_input_size(64, num_frames=1)
