@@ -102,9 +102,10 @@ def walk(model, optimizer, steps):
         optimizer.step()
 
 
-def built(weights=None):
+def built(weights=None, **args):
     torch.manual_seed(0)
-    model = timm.create_model("s4nd_iso_tiny", embed_dim=4, depth=1, d_state=2, img_size=8, num_classes=2)
+    args = dict(embed_dim=4, depth=1, d_state=2, img_size=8, num_classes=2) | args
+    model = timm.create_model("s4nd_iso_tiny", **args)
     if weights is not None:
         model.load_state_dict(weights)
     return model
@@ -151,7 +152,8 @@ def test_decay_leaves_state_space_parameters(opt):
 
 
 def test_muon_takes_no_state_space_parameters(eager):
-    model = built()
+    """Those of several SSMs with several modes have the shape of a map."""
+    model = built(n_ssm=4, d_state=8)
     optimizer = create_optimizer(model, OptimConfig(opt="muon", lr=0.01))
     walk(model, optimizer, range(1, 2))
     own = settings_of(model)
