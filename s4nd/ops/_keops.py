@@ -1,4 +1,4 @@
-"""KeOps form of the Vandermonde product: the N x L matrix is never held, memory is that of the inputs and the result.
+"""KeOps forms of the Vandermonde and Cauchy products: no N x L matrix is ever held, memory is that of inputs and result.
 
 KeOps compiles the formula at its first use, with the machine's C++ compiler. Asking for this backend where it cannot run
 is an error with the reason; nothing falls back silently.
@@ -34,9 +34,31 @@ def _lazy_tensor() -> type:
 def vandermonde_keops(w: Tensor, x: Tensor, L: int) -> Tensor:
     """`vandermonde_definition` as a KeOps reduction over n; same arguments and result."""
     LazyTensor = _lazy_tensor()
-    l = torch.arange(L, dtype=x.dtype, device=x.device).expand(*w.shape[:2], L)  # noqa: E741  (J, H, L)
-    l = LazyTensor(l[..., None, None].contiguous())  # noqa: E741  (J, H, L, 1, 1)
-    v, y = (LazyTensor(t.contiguous()[:, :, None]) for t in (w.to(x.dtype), x.expand_as(w)))  # (J, H, 1, N, 2)
+    l = torch.arange(max(2, L), dtype=x.dtype, device=x.device)  # noqa: E741
+    l = LazyTensor(l.expand(*w.shape[:2], -1)[..., None, None].contiguous())  # noqa: E741  (J, H, L, 1, 1)
+    v, y = _reduced(LazyTensor, w.to(x.dtype), x)
     angle = l * y[1]
     terms = (l * y[0]).exp() * (v[0] * angle.cos() - v[1] * angle.sin())
-    return 2 * terms.sum(dim=3)[..., 0].to(w.dtype)
+    return 2 * terms.sum(dim=3)[:, :, :L, 0].to(w.dtype)
+
+
+def cauchy_keops(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
+    """`cauchy_definition` as a KeOps reduction over n (see ops/cauchy.py); same arguments and result."""
+    LazyTensor = _lazy_tensor()
+    L = z.shape[-2]
+    nodes = z.expand(*w.shape[:2], L, 2)
+    nodes = LazyTensor(torch.cat([nodes, nodes[:, :, : 2 - L]], 2)[..., None, :].contiguous())  # (J, H, L, 1, 2)
+    v, pole = _reduced(LazyTensor, w, x)
+    t, above, below = nodes[0] - pole[0], nodes[1] - pole[1], nodes[1] + pole[1]
+    upper, lower = 1 / (t * t + above * above), 1 / (t * t + below * below)
+    re = v[0] * t * (upper + lower) - v[1] * (below * lower - above * upper)
+    im = v[1] * t * (upper - lower) - v[0] * (above * upper + below * lower)
+    return LazyTensor.concat(re, im).sum(dim=3, sum_scheme="kahan_scheme")[:, :, :L]
+
+
+def _reduced(LazyTensor: type, w: Tensor, x: Tensor) -> tuple:
+    """Weights (J, H, N, 2) and poles (H, N, 2) along the axis that is summed over, which KeOps knows by its length: not one."""
+    x = x.expand_as(w)
+    if w.shape[2] == 1:
+        w, x = torch.cat([w, torch.zeros_like(w)], 2), torch.cat([x, x], 2)
+    return tuple(LazyTensor(t.contiguous()[:, :, None]) for t in (w, x))  # (J, H, 1, N, 2)

@@ -11,6 +11,7 @@ import torch
 
 # Elements of one matrix of a block: 4 MiB in float32.
 ELEMENTS = 2**20
+NODES = 256
 
 
 def head_blocks(H: int, elements: int, device: torch.device) -> Iterator[slice]:
@@ -19,3 +20,13 @@ def head_blocks(H: int, elements: int, device: torch.device) -> Iterator[slice]:
     blocks = max(1, -(-H * elements // ELEMENTS)) if device.type == "cpu" else 1
     size = max(1, -(-H // blocks))
     return (slice(start, min(start + size, H)) for start in range(0, H, size))
+
+
+def node_blocks(L: int, elements: int, device: torch.device) -> Iterator[slice]:
+    """Slices of range(L), of nodes that have at most ELEMENTS together, `elements` each, and are at most NODES: a sum over more of
+    them in one matrix product would round more. On devices that are no CPU each has 64 times ELEMENTS."""
+    if device.type == "cpu":
+        size = max(1, min(NODES, ELEMENTS // elements))
+    else:
+        size = max(1, 64 * ELEMENTS // elements)
+    return (slice(start, min(start + size, L)) for start in range(0, L, size))

@@ -22,6 +22,9 @@ from s4nd.ops import centred, pairs, vandermonde
 from s4nd.ssm.align import check_align
 from s4nd.ssm.discretize import bilinear
 from s4nd.ssm.loop import close_loop
+from s4nd.ssm.resolvent import dplr_kernel_cauchy
+
+ALGORITHMS = ("auto", "loops", "cauchy")
 
 
 def dplr_kernel(
@@ -34,6 +37,7 @@ def dplr_kernel(
     *,
     align: str = "edge",
     tol: float = 1e-11,
+    algorithm: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
     """The first L samples of the impulse response at step dt.
@@ -45,14 +49,21 @@ def dplr_kernel(
         C: (C, H, N, 2).
         L: at least 1.
         align: "edge", or "centre" (see ssm/align.py; twice the samples, because it needs the kernel at half the step).
-        tol: wanted error of the loops, relative to the kernel, see `close_loop`.
+        tol: wanted error, relative to the kernel, see `close_loop`.
+        algorithm: "loops", what stands above; "cauchy", Cauchy products and the Woodbury identity (see ssm/resolvent.py), which
+            shares nothing with it but the system; "auto", the faster by measurement: on CPUs loops, whose
+            Vandermonde products need few exponentials. No GPU was measured; there too it is loops.
 
     Returns:
         (C, H, L) real, of Lambda's dtype.
     """
     check_align(align)
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
     if align == "centre":
-        return centred(dplr_kernel(dt / 2, Lambda, P, B, C, 2 * L, tol=tol, backend=backend))
+        return centred(dplr_kernel(dt / 2, Lambda, P, B, C, 2 * L, tol=tol, algorithm=algorithm, backend=backend))
+    if algorithm == "cauchy":
+        return dplr_kernel_cauchy(dt, Lambda, P, B, C, L, tol=tol, backend=backend)
     log_a, gain = bilinear(dt[:, None], Lambda)
     rows = torch.cat([C, pairs.conj(P)])  # (C+R, H, N, 2)
     columns = pairs.mul(torch.cat([B[None], P]), gain.to(B.dtype))  # (1+R, H, N, 2)

@@ -33,11 +33,16 @@ def close_loop(g: Tensor, tol: float) -> Tensor:
         tol: wanted size of the wrap-round and of the lifted noise, relative to the kernel; decides the number of nodes
             (c L, c <= 4, so that float32 stops at about 2e-6).
     """
-    eps = torch.finfo(g.dtype).eps
-    oversampling = next((c for c in range(1, MAX_OVERSAMPLING) if eps ** (c / (c + 1)) <= tol), MAX_OVERSAMPLING)
+    oversampling = oversampling_for(tol, g.dtype)
     if operators.serve(g):
         return _operator(g, oversampling)
     return _CloseLoop.apply(g, oversampling)[0] if pairs.complex_views(g) else _definition(g, oversampling)
+
+
+def oversampling_for(tol: float, dtype: torch.dtype) -> int:
+    """The least c <= 4 of c L nodes on the circle whose error, eps^(c / (c + 1)), is at most tol."""
+    eps = torch.finfo(dtype).eps
+    return next((c for c in range(1, MAX_OVERSAMPLING) if eps ** (c / (c + 1)) <= tol), MAX_OVERSAMPLING)
 
 
 class _Circle(NamedTuple):

@@ -57,20 +57,40 @@ def test_diagonal_kernel_equals_recurrence(init, disc, align, L):
 
 @pytest.mark.parametrize("L", LENGTHS)
 @pytest.mark.parametrize("align", ["edge", "centre"])
+@pytest.mark.parametrize("algorithm", ["loops", "cauchy"])
 @pytest.mark.parametrize("init", ["legs", "legt", "fout"])
-def test_dplr_kernel_equals_recurrence(init, align, L):
+def test_dplr_kernel_equals_recurrence(init, algorithm, align, L):
     dt, A, B, C, P = system(init)
     expected = oracle(dt, A, B, C, P, L, "bilinear", align)
-    got = dplr_kernel(dt, real(A), real(P), real(B), real(C), L, align=align)
+    got = dplr_kernel(dt, real(A), real(P), real(B), real(C), L, align=align, algorithm=algorithm)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-11 * expected.abs().max())
 
 
+@pytest.mark.parametrize("algorithm", ["loops", "cauchy"])
 @pytest.mark.parametrize("tol", [1e-4, 1e-7, 1e-11])
-def test_dplr_kernel_is_as_exact_as_asked(tol):
+def test_dplr_kernel_is_as_exact_as_asked(tol, algorithm):
     dt, A, B, C, P = system("legs")
     expected = oracle(dt, A, B, C, P, 50, "bilinear", "edge")
-    got = dplr_kernel(dt, real(A), real(P), real(B), real(C), 50, tol=tol)
+    got = dplr_kernel(dt, real(A), real(P), real(B), real(C), 50, tol=tol, algorithm=algorithm)
     assert (got - expected).abs().max() <= tol * expected.abs().max()
+
+
+@pytest.mark.parametrize(("init", "N"), [("fout", 64), ("legs", 256)])
+def test_two_algorithms_agree_where_no_recurrence_reaches(init, N):
+    """They share nothing but the circle's transform. Its error in float64 with 3 L nodes is eps^(3/4) = 1.8e-12 for each, of
+    values that are sums over a kernel of L samples: sqrt(L) = 128 times that."""
+    dt, A, B, C, P = system(init, N)
+    loops, cauchy = (
+        dplr_kernel(dt, real(A), real(P), real(B), real(C), 16_384, algorithm=name) for name in ("loops", "cauchy")
+    )
+    atol = 2 * 128 * torch.finfo(F64).eps ** 0.75 * loops.abs().max()
+    torch.testing.assert_close(cauchy, loops, rtol=0, atol=atol)
+
+
+def test_unknown_algorithm_is_refused():
+    dt, A, B, C, P = system("legs", N=4)
+    with pytest.raises(ValueError, match=r"algorithm must be one of \('auto', 'loops', 'cauchy'\), got 'fft'"):
+        dplr_kernel(dt, real(A), real(P), real(B), real(C), 4, algorithm="fft")
 
 
 @pytest.mark.parametrize("init", ["legs", "fout"])
@@ -165,11 +185,12 @@ def test_diagonal_kernel_gradients(disc, align):
 
 
 @pytest.mark.parametrize("align", ["edge", "centre"])
+@pytest.mark.parametrize("algorithm", ["loops", "cauchy"])
 @pytest.mark.parametrize("init", ["legs", "legt"])
-def test_dplr_kernel_gradients(init, align):
+def test_dplr_kernel_gradients(init, algorithm, align):
     dt, A, B, C, P = system(init, N=4)
     inputs = [x.detach().clone().requires_grad_() for x in (0.3 + dt, real(A), real(P), real(B), real(C))]
-    assert torch.autograd.gradcheck(lambda *x: dplr_kernel(*x, 5, align=align), inputs)
+    assert torch.autograd.gradcheck(lambda *x: dplr_kernel(*x, 5, align=align, algorithm=algorithm), inputs)
 
 
 @pytest.mark.parametrize("align", ["edge", "centre"])
