@@ -23,10 +23,8 @@ def head_blocks(H: int, elements: int, device: torch.device) -> Iterator[slice]:
 
 
 def node_blocks(L: int, elements: int, device: torch.device) -> Iterator[slice]:
-    """Slices of range(L), of nodes that have at most ELEMENTS together, `elements` each, and are at most NODES: a sum over more of
-    them in one matrix product would round more. On devices that are no CPU each has 64 times ELEMENTS."""
-    if device.type == "cpu":
-        size = max(1, min(NODES, ELEMENTS // elements))
-    else:
-        size = max(1, 64 * ELEMENTS // elements)
+    """Slices of range(L), of nodes that have at most ELEMENTS together, `elements` each, and are at most NODES: a sum over more
+    of them in one matrix product would round more. On devices that are no CPU each has up to 64 times ELEMENTS."""
+    most = min(NODES, ELEMENTS // elements) if device.type == "cpu" else 64 * ELEMENTS // elements
+    size = max(1, most)
     return (slice(start, min(start + size, L)) for start in range(0, L, size))
