@@ -18,7 +18,7 @@ $(DEMO)/%/last.safetensors:
 
 # Two processes of one thread each: the tests are many small computations, and torch's threads would only wait for each other.
 test: .venv/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
