@@ -1,4 +1,4 @@
-"""The structured contraction of state-space kernels, as a function on tensors, and the backends that compute it."""
+"""The structured contractions of state-space kernels, as functions on tensors, and the backends that compute them."""
 
 from s4nd.ops.dispatch import BACKENDS, BackendError, cauchy, vandermonde
 from s4nd.ops.phi import phi1

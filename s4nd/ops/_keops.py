@@ -47,7 +47,9 @@ def cauchy_keops(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
     LazyTensor = _lazy_tensor()
     L = z.shape[-2]
     nodes = z.expand(*w.shape[:2], L, 2)
-    nodes = LazyTensor(torch.cat([nodes, nodes[:, :, : 2 - L]], 2)[..., None, :].contiguous())  # (J, H, L, 1, 2)
+    if L == 1:
+        nodes = torch.cat([nodes, nodes], 2)
+    nodes = LazyTensor(nodes[..., None, :].contiguous())  # (J, H, L, 1, 2)
     v, pole = _reduced(LazyTensor, w, x)
     t, above, below = nodes[0] - pole[0], nodes[1] - pole[1], nodes[1] + pole[1]
     upper, lower = 1 / (t * t + above * above), 1 / (t * t + below * below)

@@ -11,7 +11,6 @@ import torch
 
 # Elements of one matrix of a block: 4 MiB in float32.
 ELEMENTS = 2**20
-NODES = 256
 
 
 def head_blocks(H: int, elements: int, device: torch.device) -> Iterator[slice]:
@@ -23,8 +22,7 @@ def head_blocks(H: int, elements: int, device: torch.device) -> Iterator[slice]:
 
 
 def node_blocks(L: int, elements: int, device: torch.device) -> Iterator[slice]:
-    """Slices of range(L), of nodes that have at most ELEMENTS together, `elements` each, and are at most NODES: a sum over more
-    of them in one matrix product would round more. On devices that are no CPU each has up to 64 times ELEMENTS."""
-    most = min(NODES, ELEMENTS // elements) if device.type == "cpu" else 64 * ELEMENTS // elements
-    size = max(1, most)
+    """Slices of range(L), of nodes that have at most ELEMENTS together, `elements` each; 64 times as many if not on a CPU."""
+    most = ELEMENTS * (1 if device.type == "cpu" else 64)
+    size = max(1, most // elements)
     return (slice(start, min(start + size, L)) for start in range(0, L, size))

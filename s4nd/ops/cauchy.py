@@ -18,7 +18,7 @@ from torch import Tensor
 
 from s4nd.ops import autodiff, operators, pairs
 from s4nd.ops.blocks import node_blocks
-from s4nd.ops.precision import widest
+from s4nd.ops.precision import wide
 
 
 def cauchy_definition(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
@@ -39,7 +39,8 @@ def cauchy_definition(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
 def cauchy_torch(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
     """`cauchy_definition` by blocks of nodes, which the backward pass computes again; same arguments and result.
 
-    Beyond inputs and result it holds a block: no matrix of all poles and nodes, whatever L.
+    Beyond inputs and result it holds a block: no matrix of all poles and nodes, whatever L. Blocks are in float64 where
+    there is one: the parts of a pair take more roundings than its quotients.
     """
     z = z.expand(len(x), *z.shape[-2:])
     if operators.serve(x):
@@ -89,9 +90,9 @@ def _stack(parts: tuple[Tensor, ...]) -> Tensor:
 
 def _product(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
     (J, H, N, _), L = w.shape, z.shape[1]
-    out, weights = w.new_empty(J, H, L, 2), _weights(w)
+    out, weights, x = w.new_empty(J, H, L, 2), _weights(wide(w)), wide(x)
     for nodes in node_blocks(L, 4 * H * N, w.device):
-        k = weights @ _stack(_halves(x, z[:, nodes]))  # (H, J, 2l)
+        k = weights @ _stack(_halves(x, wide(z[:, nodes])))  # (H, J, 2l)
         out[:, :, nodes] = k.unflatten(-1, (2, -1)).permute(1, 0, 3, 2)
     return out
 
@@ -100,13 +101,13 @@ def _gradients(grad: Tensor, w: Tensor, x: Tensor, z: Tensor, of_nodes: bool = T
     """Of w, x and z. The quotients' derivatives are their squares, of half sum U = E^2 - F^2 and half difference 2i V, V = F E:
     dk/dp = 2 sum Re(w) U - 2 Im(w) V,  dk/dq = -2 sum Im(w) U + 2 Re(w) V,  dk/dz = -dk/dp."""
     H, N, L = *w.shape[1:3], z.shape[1]
-    weights = _weights(w)
+    poles, weights = wide(x), _weights(wide(w))
     slopes = torch.cat([weights[..., :N], 2 * weights[..., N:]], dim=-1)
-    of_w, moments = (torch.zeros_like(weights, dtype=widest(w.device)) for _ in range(2))
+    of_w, moments = torch.zeros_like(weights), torch.zeros_like(weights)
     of_z = z.new_empty(z.shape) if of_nodes else None
     for nodes in node_blocks(L, 8 * H * N, w.device):
-        g = grad[:, :, nodes].permute(1, 0, 3, 2).flatten(2)  # (H, J, 2l)
-        e, e_im, f, f_im = parts = _halves(x, z[:, nodes])
+        g = wide(grad[:, :, nodes]).permute(1, 0, 3, 2).flatten(2)  # (H, J, 2l)
+        e, e_im, f, f_im = parts = _halves(poles, wide(z[:, nodes]))
         of_w += g @ _stack(parts).mT
         squares = [e * e - e_im * e_im - (f * f - f_im * f_im), 2 * (e * e_im - f * f_im)]
         squares = _stack((*squares, e * f - e_im * f_im, e * f_im + e_im * f))
@@ -115,11 +116,10 @@ def _gradients(grad: Tensor, w: Tensor, x: Tensor, z: Tensor, of_nodes: bool = T
             s_re, s_im = (slopes @ squares).chunk(2, dim=-1)
             g_re, g_im = g.chunk(2, dim=-1)
             of_z[:, nodes] = -torch.stack([g_re * s_re + g_im * s_im, g_im * s_re - g_re * s_im], -1).sum(1)
-    of_w, moments = of_w.to(w.dtype), moments.to(w.dtype)
     of_w = torch.stack([2 * of_w[..., :N], -2 * of_w[..., N:]], dim=-1).transpose(0, 1)
-    (re, im), (u, v) = w.transpose(0, 1).unbind(-1), moments.chunk(2, dim=-1)
+    (re, im), (u, v) = wide(w).transpose(0, 1).unbind(-1), moments.chunk(2, dim=-1)
     of_x = torch.stack([(2 * re * u - 4 * im * v).sum(1), (-2 * im * u - 4 * re * v).sum(1)], dim=-1)
-    return of_w, of_x, of_z
+    return of_w.to(w.dtype), of_x.to(x.dtype), of_z
 
 
 _operator = operators.operator(

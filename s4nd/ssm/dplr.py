@@ -51,7 +51,7 @@ def dplr_kernel(
         align: "edge", or "centre" (see ssm/align.py; twice the samples, because it needs the kernel at half the step).
         tol: wanted error, relative to the kernel, see `close_loop`.
         algorithm: "loops", what stands above; "cauchy", Cauchy products and the Woodbury identity (see ssm/resolvent.py), which
-            shares nothing with it but the system; "auto", the faster by measurement: on CPUs loops, whose
+            shares the system with it and the transform on a circle; "auto", the faster by measurement: on CPUs loops, whose
             Vandermonde products need few exponentials. No GPU was measured; there too it is loops.
 
     Returns:

@@ -73,12 +73,13 @@ def test_cauchy_gradients_of_first_and_second_order(per_head):
 
 
 @pytest.mark.parametrize("form", forms())
-@pytest.mark.parametrize(("N", "L"), [(1, 1), (5, 7), (8, 1001)])
-def test_float32_is_as_exact_as_the_definition(form, N, L):
-    """Value and every gradient err by no more than twice what the definition errs by in float32, against float64."""
-    inputs = arguments(3, 2, N, L, torch.float32)
-    inputs[2][0] += 1  # sums of many numbers: beside a pole one alone decides, and which form rounds it luckily
-    probe = torch.randn(3, 2, L, 2)
+@pytest.mark.parametrize(("J", "H", "N", "L"), [(64, 32, 1, 1), (16, 8, 5, 7), (3, 2, 8, 1001)])
+def test_float32_is_as_exact_as_the_definition(form, J, H, N, L):
+    """Value and every gradient err by no more than twice what the definition errs by in float32, against float64: of many
+    numbers, none beside a pole, where one alone would decide by its luck in rounding."""
+    inputs = arguments(J, H, N, L, torch.float32, per_head=True)
+    inputs[2][:, 0] += 1
+    probe = torch.randn(J, H, L, 2)
 
     def run(form, dtype):
         leaves = [t.to(dtype).requires_grad_() for t in inputs]
@@ -88,8 +89,7 @@ def test_float32_is_as_exact_as_the_definition(form, N, L):
     exact, plain, got = run(cauchy_definition, F64), run(cauchy_definition, torch.float32), run(form, torch.float32)
     for name, e, p, g in zip(("value", *NAMES), exact, plain, got, strict=True):
         error, allowed = ((t - e).norm() / e.norm() for t in (g, p))
-        # A few roundings where there is one number and the definition happened to hit it.
-        assert error <= max(2 * allowed, 3 * torch.finfo(torch.float32).eps), (name, error, allowed)
+        assert error <= 2 * allowed, (name, error, allowed)
 
 
 @pytest.mark.parametrize("form", forms())
@@ -147,4 +147,4 @@ def test_no_matrix_of_all_poles_and_nodes_is_made():
     leaves = [t.requires_grad_() for t in arguments(1, 2, 64, 100_000, torch.float32)]
     with Largest() as largest:
         cauchy_torch(*leaves).sum().backward()
-    assert largest.bytes <= max(4 * blocks.ELEMENTS, 4 * 2 * 2 * 100_000) < 4 * 2 * 64 * 100_000
+    assert largest.bytes <= max(8 * blocks.ELEMENTS, 4 * 2 * 2 * 100_000) < 4 * 2 * 64 * 100_000
