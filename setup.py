@@ -46,6 +46,7 @@ setup(
             "ruff>=0.6",
             "setuptools>=70.1",
             "pykeops>=2.2",
+            'triton>=3.3; platform_system == "Linux"',  # comes with torch, but not with its builds for CPUs
             "onnx>=1.17",
             "onnxscript>=0.3",
             "onnxruntime>=1.20",

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,9 @@ LAYERS = {
 LIGHT = {"torch", "numpy", "einops"}  # all that the layer itself needs
 THIRD_PARTY = {layer: LIGHT for layer in LAYERS} | {"s4nd.models": LIGHT | {"timm", "torchvision"}, "s4nd.train": None}
 NEVER = {"tools", "tests", "models", "train"}  # scripts, tests, and packages under a name that is not theirs
-BACKENDS = {"triton", "pykeops"}  # inside functions of s4nd/ops/_*.py and nowhere else
+BACKENDS = {"triton", "pykeops"}  # inside functions of s4nd/ops/_*.py and nowhere else, but:
+# Triton compiles decorated functions, so a module of them imports it at its top, and is itself imported inside functions only.
+DECORATED = re.compile(r"s4nd\.(ops|conv)\._triton\w*")
 SOURCES = {
     path.relative_to(ROOT): ".".join(("s4nd" if top == "s4nd" else f"s4nd.{top}", *path.relative_to(ROOT).parts[1:]))
     for top in ("s4nd", "models", "train")
@@ -61,10 +64,13 @@ def violations(source, module, is_package=False):
     """What in the source text of `module` breaks the rule, one line each."""
     layer, found = layer_of(module), []
     is_backend = layer == "s4nd.ops" and module.rpartition(".")[2].startswith("_")
+    is_decorated = bool(DECORATED.fullmatch(module))
     for name, in_function in imports(ast.parse(source), module, is_package):
         top = name.partition(".")[0]
         if top in BACKENDS:
-            allowed = is_backend and in_function
+            allowed = (is_backend and in_function) or (top == "triton" and is_decorated)
+        elif DECORATED.match(name):
+            allowed = (in_function or is_decorated) and layer_of(name) in LAYERS[layer]
         elif top == "s4nd":
             allowed = layer_of(name) in LAYERS[layer]
         elif top in NEVER:
@@ -101,6 +107,10 @@ def test_every_layer_has_sources():
         ("s4nd.nn.s4nd", "import timm"),
         ("s4nd.nn.s4nd", "def f():\n    import triton"),
         ("s4nd.ops._keops", "import pykeops"),
+        ("s4nd.ops._keops", "import triton"),
+        ("s4nd.conv._triton", "import pykeops"),
+        ("s4nd.conv.own", "import s4nd.conv._triton"),
+        ("s4nd.ops.dispatch", "def f():\n    import s4nd.conv._triton"),
         ("s4nd.ops.vandermonde", "def f():\n    from pykeops.torch import LazyTensor"),
         ("s4nd.models.s4nd_iso", "from s4nd.train import engine"),
         ("s4nd.models.s4nd_iso", "import omegaconf"),
@@ -117,6 +127,9 @@ def test_rule_catches(module, source):
     ("module", "source"),
     [
         ("s4nd.ops._keops", "def f():\n    from pykeops.torch import LazyTensor"),
+        ("s4nd.ops._triton", "import triton\nimport triton.language as tl"),
+        ("s4nd.conv._triton_axes", "import triton\nimport s4nd.conv._triton"),
+        ("s4nd.conv.own", "def f():\n    import s4nd.conv._triton"),
         ("s4nd.nn.s4nd", "import math\nfrom s4nd.ssm.dplr import dplr_kernel\nfrom .kernel import Kernel"),
         ("s4nd.models.s4nd_iso", "import timm\nfrom s4nd import S4ND\nfrom .isotropic import Isotropic"),
         ("s4nd.train.cli", "import omegaconf\nimport s4nd.models"),
