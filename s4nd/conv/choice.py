@@ -19,6 +19,14 @@ ONE_MATRIX, IMAGES = 64, 2
 NARROW = 12
 
 
+def plane_tile(size, pool):
+    n1, n2 = size
+    unit = 4 if n2 % 4 == 0 and n2 // pool[1] % 4 == 0 else 1
+    if max(size) <= 32:
+        return 32, 16 if n2 <= 16 else 32, unit
+    return (64, 64, unit) if max(size) <= 64 and unit == 4 else None
+
+
 def choose(images: int, size: Sequence[int], algorithm: str) -> list[str]:
     """The algorithm of each axis of a grid of this size; "kronecker" is of all axes or of none."""
     if algorithm in ("toeplitz", "kronecker"):

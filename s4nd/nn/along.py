@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s4nd.nn.pooling import average_pool
+from s4nd.conv.pooling import average_pool
 from s4nd.ops.precision import wide, widest
 
 

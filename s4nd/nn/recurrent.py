@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from s4nd.conv import separable_conv
-from s4nd.nn.pooling import average_pool
+from s4nd.conv.pooling import average_pool
 from s4nd.ops.precision import autocast_dtype, without_autocast
 from s4nd.ssm.stepping import Step
 
