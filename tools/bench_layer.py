@@ -26,7 +26,7 @@ from bench_report import RATIO, Table, draw, markdown
 from torch import Tensor, nn
 
 from s4nd import S4ND
-from s4nd.conv import ALGORITHMS, separable_conv
+from s4nd.conv import EVERYWHERE, separable_conv
 
 # What is aimed at, at most: of auto to the best algorithm, of S4ND to the section's rival, of memory in activations.
 TARGETS = {"auto": 1.15, "reference": 0.1, "video": 0.2, "attention": 1.25, "memory": 4.0}
@@ -118,7 +118,7 @@ def algorithms(u: Tensor, one_matrix: int) -> dict[str, Contestant]:
     layer = s4nd(u)
     lags = [layer.kernel_lags(axis, n).detach().requires_grad_() for axis, n in enumerate(u.shape[2:])]
     small = math.prod(u.shape[2:]) <= one_matrix
-    names = ("auto", *(name for name in ALGORITHMS if small or name != "kronecker"))
+    names = ("auto", *(name for name in EVERYWHERE if small or name != "kronecker"))
 
     def convolve(name: str, u: Tensor) -> Tensor:
         return separable_conv(u, lags, layer.D, algorithm=name).flatten(1, 2)

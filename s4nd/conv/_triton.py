@@ -7,8 +7,8 @@ stack of as many images of one head as its rows hold; P1 T1 is then block-diagon
 stack to stack. The backward pass keeps the gradients of P1 T1 and P2 T2 in registers meanwhile, n x n sums over the images, and
 adds up their diagonals at the end; nothing is added atomically, so that every run gives the same.
 
-Bounds, computed and not measured. In memory: 2 tensors forward (u, y) and 3 backward (u, grad, its result), or 5 where two kernels
-have the registers that one has not (`in_one`); with R C > 1 the signal is read for each pair. In 16 bits ConvNeXt-T's stages at
+Bounds, computed and not measured. In memory: 2 tensors forward (u, y) and 3 backward (u, the gradients of y and of u), or 6 where three
+kernels have the registers that one has not (`in_one`); with R C > 1 the signal is read for each pair. In 16 bits ConvNeXt-T's stages at
 batch 128 move 2 tensors in 46, 23, 11.5 and 5.8 us at an H100's 3.35 TB/s, and 5 in 115, 58, 29 and 14 us. In arithmetic: 2 products
 with n x n matrices forward, n FLOP a byte, and 5 backward; tensor cores are faster than memory below n = 295 there.
 
@@ -203,8 +203,18 @@ def plane_gradients(
 
 
 def in_one(dtype: torch.dtype, rows: int, capability: tuple[int, int]) -> bool:
-    """Whether one kernel has the registers for all gradients; else those of the two axes take two."""
+    """Whether one kernel has the registers for all gradients; else that of u and those of the two axes take three."""
     return rows < 64 or (dtype.itemsize == 2 and capability >= (9, 0))
+
+
+def warps(options: dict) -> int:
+    """Of a program of `plane`."""
+    return 8 if options["ROWS"] == 64 else 4
+
+
+def gradient_warps(options: dict) -> int:
+    """Of a program of `plane_gradients`: rows that are not aligned need registers for their addresses."""
+    return 4 if options["ROWS"] < 64 and options["UNIT"] > 1 else 8
 
 
 def forward(u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, pool: Sequence[int]) -> Tensor:
@@ -231,23 +241,23 @@ def backward(
     capability = torch.cuda.get_device_capability(u.device) if u.is_cuda else (9, 0)
     together = in_one(u.dtype, rows, capability)
     grad_u = torch.empty_like(u) if of_u else None
-    if of_u and not (R * C == 1 and of_kernels[0]):
+    with_u = of_u and together and R * C == 1 and of_kernels[0]
+    if of_u and not with_u:
         _apply(grad, kernels, skip, grad_u[:, None], pool, adjoint=True)
     part, parts = _parts(B, rows // u.shape[2], R * C * H, GRADIENT_PROGRAMS)
     scratch = [
         u.new_empty(parts, C, R, H, *size, dtype=torch.float32) if wanted else None
         for size, wanted in zip(((), (2 * rows,), (2 * N,)), (of_skip, *of_kernels), strict=True)
     ]
-    first = (grad_u if R * C == 1 and of_kernels[0] else None, scratch[1], None, None)
-    second = (None, None, scratch[2], scratch[0])
-    launches = [[a if b is None else b for a, b in zip(first, second, strict=True)]] if together else [first, second]
+    all_of = grad_u if with_u else None, scratch[1], scratch[2], scratch[0]
+    launches = [all_of] if together else [(None, scratch[1], None, None), (None, None, scratch[2], scratch[0])]
     k1, k2 = _by_pair(kernels)
     sizes, options = _geometry(u, pool)
     for of in launches:
         if any(x is not None for x in of):
             with at_work_on(u.device):
                 plane_gradients[(H * R * C, parts)](
-                    grad, u, k1, k2, skip, *of, B, part, H, R * C, R, *sizes, **options, num_warps=8
+                    grad, u, k1, k2, skip, *of, B, part, H, R * C, R, *sizes, **options, num_warps=gradient_warps(options)
                 )
     grad_skip = scratch[0][:, :, 0].sum(0) if of_skip else None  # which every r found
     lags = [
@@ -269,7 +279,7 @@ def _apply(
     with at_work_on(x.device):
         plane[(H * O, parts)](
             x, *_by_pair(kernels), skip, y, B, part, H, O, S, J, R, *sizes, ADJOINT=adjoint, ONE=S == 1, **options,
-            num_warps=8 if options["ROWS"] == 64 else 4,
+            num_warps=warps(options),
         )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from s4nd.conv._triton_tiles import at_work_on, central, diagonal_sums, toeplitz
 
-LINES = 64  # of a tile
+LINES, WARPS = 64, 8  # of a tile
 PROGRAMS = 512  # for the gradients of kernels, before one takes more lines
 SIZES = ("H", "O", "S", "J", "R", "n", "inner", "lines", "total", "Q", "Z", "part")
 
@@ -153,12 +153,12 @@ def _along(
     (C, R, H), (B, J) = k.shape[:3], x.shape[:2]
     y = x.new_empty(B, outputs, *x.shape[2:])
     n, inner, lines = _lines(x, axis)
-    rows, depth, precision, warps = _tiles(x.dtype, n)
+    rows, depth, precision = tiles(x.dtype, n)
     grid = -(-B * lines // LINES) * H * outputs, -(-n // rows)
     with at_work_on(x.device):
         along[grid](
             x, k, None if skip is None else v, skip, y, H, outputs, C * R // outputs, J, R, n, inner, lines, B * lines,
-            LAST=inner == 1, ROWS=rows, DEPTH=depth, LINES=LINES, PRECISION=precision, num_warps=warps,
+            LAST=inner == 1, ROWS=rows, DEPTH=depth, LINES=LINES, PRECISION=precision, num_warps=WARPS,
         )  # fmt: skip
     return y
 
@@ -167,17 +167,16 @@ def _kernel_gradient(z: Tensor, x: Tensor, k: Tensor, axis: int) -> Tensor:
     """Gradient (R, C, H, 2n - 1) of k (C, R, H, 2n - 1), where z (B, 1, C or C R, H, *axes) is that of its product with x."""
     C, R, H = k.shape[:3]
     n, inner, lines = _lines(x, axis)
-    rows, depth, precision, warps = _tiles(x.dtype, n)
+    rows, depth, precision = tiles(x.dtype, n)
     blocks, total = -(-n // rows), len(x) * lines
-    width = min(LINES, depth)
-    tiles = -(-total // width)
-    part = width * max(1, tiles * C * R * H * (2 * blocks - 1) // PROGRAMS)
+    programs = -(-total // depth) * C * R * H * (2 * blocks - 1)
+    part = depth * max(1, programs // PROGRAMS)
     parts = -(-total // part)
     out = x.new_empty(parts, C, R, H, 2 * blocks - 1, 2 * rows, dtype=torch.float32)
     with at_work_on(x.device):
         along_gradient[(C * R * H, 2 * blocks - 1, parts)](
             z, x, out, H, C * R, z.shape[1], x.shape[1], n, inner, lines, total, part,
-            LAST=inner == 1, ROWS=rows, LINES=width, PRECISION=precision, num_warps=warps,
+            LAST=inner == 1, ROWS=rows, LINES=depth, PRECISION=precision, num_warps=WARPS,
         )  # fmt: skip
     early, late = out.sum(0).unflatten(-1, (2, rows)).unbind(-2)  # lags before and after a block's own first
     sums = F.pad(early.flatten(-2), (0, rows)) + F.pad(late.flatten(-2), (rows, 0))
@@ -195,10 +194,9 @@ def _lines(x: Tensor, axis: int) -> tuple[int, int, int]:
     return n, inner, math.prod(x.shape[3:]) // n
 
 
-def _tiles(dtype: torch.dtype, n: int) -> tuple[int, int, str, int]:
-    """Rows and depth of a tile, precision of its products, warps. What one thread multiplies without tensor cores it
-    has in registers: shallow tiles."""
+def tiles(dtype: torch.dtype, n: int) -> tuple[int, int, str]:
+    """Rows of a tile, samples that a product sums over at once, and its precision: as much as registers hold without spilling."""
     rows = min(64, max(16, triton.next_power_of_2(n)))
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
-        return rows, 16, "ieee", 8
-    return rows, rows, "tf32", 4
+        return rows, 16, "ieee"
+    return rows, min(rows, 32), "tf32"

@@ -7,7 +7,8 @@ They were measured on CPUs in float32, forward and backward, on two cores, ONE_M
 import math
 from collections.abc import Sequence
 
-ALGORITHMS = ("toeplitz", "fft", "kronecker")
+EVERYWHERE = ("toeplitz", "fft", "kronecker")  # on any device, in any dtype
+ALGORITHMS = (*EVERYWHERE, "fused")
 
 # An axis of n samples takes the matrix product up to SHORT_AXIS, and up to LONG_AXIS if enough rows (images times the other
 # axes) share the n x n matrix, which costs as much to build as n rows to multiply. With several axes the matrix products stay
@@ -17,18 +18,24 @@ SHORT_AXIS, LONG_AXIS = 32, 256
 ONE_MATRIX, IMAGES = 64, 2
 # Rows of at most so many samples are a bad shape for the result of a GEMM: its transpose and a copy take half the time.
 NARROW = 12
+# The fused form takes axes up to so many samples: its products, n FLOP a byte in 16 bits, are as fast as the memory of an H100
+# below n = 295, which is computed and not measured.
+FUSED_AXIS = 256
 
 
-def plane_tile(size, pool):
-    n1, n2 = size
-    unit = 4 if n2 % 4 == 0 and n2 // pool[1] % 4 == 0 else 1
+def plane_tile(size: Sequence[int], pool: Sequence[int]) -> tuple[int, int, int] | None:
+    """How one fused kernel has a whole plane in its registers: rows and columns of its tile, and of how many elements its rows are
+    surely multiples; None if it cannot. Rows that are not aligned cost an address for each element."""
+    unit = 4 if all(n % 4 == 0 for n in (size[1], size[1] // pool[1])) else 1
     if max(size) <= 32:
-        return 32, 16 if n2 <= 16 else 32, unit
+        return 32, 16 if size[1] <= 16 else 32, unit
     return (64, 64, unit) if max(size) <= 64 and unit == 4 else None
 
 
 def choose(images: int, size: Sequence[int], algorithm: str) -> list[str]:
-    """The algorithm of each axis of a grid of this size; "kronecker" is of all axes or of none."""
+    """The algorithm of each axis of a grid of this size; "kronecker" is of all axes or of none.
+
+    Where "fused" needs its definition, that of "auto" is."""
     if algorithm in ("toeplitz", "kronecker"):
         return [algorithm] * len(size)
     if images == 0:  # of which there is no FFT

@@ -7,46 +7,53 @@ at every call, so that a size leaves no guard in the graph; and loops over block
 import torch
 from torch import Tensor
 
-from s4nd.conv import own
-from s4nd.conv.layout import like_output
+from s4nd.conv import fused, own
 
 
 @torch.library.custom_op("s4nd::conv", mutates_args=())
-def conv(u: Tensor, skip: Tensor | None, kernels: list[Tensor], algorithm: str) -> Tensor:
-    """(B, H, *axes) -> (B, C, H, *axes), see `separable_conv`."""
-    return own.forward(u, skip, kernels, algorithm)
+def conv(u: Tensor, skip: Tensor | None, kernels: list[Tensor], algorithm: str, pool: list[int]) -> Tensor:
+    """(B, H, *axes) -> (B, C, H, *axes), see own.py."""
+    return own.forward(u, skip, kernels, algorithm, pool)
 
 
 @torch.library.custom_op("s4nd::conv_backward", mutates_args=())
 def conv_backward(
-    grad: Tensor, u: Tensor, skip: Tensor | None, kernels: list[Tensor], algorithm: str, needed: list[bool]
+    grad: Tensor,
+    u: Tensor,
+    skip: Tensor | None,
+    kernels: list[Tensor],
+    algorithm: str,
+    pool: list[int],
+    needed: list[bool],
 ) -> list[Tensor]:
     """The gradients that are `needed` of u, skip and the kernels."""
-    return [g for g in own.backward(grad, u, skip, kernels, algorithm, needed) if g is not None]
+    return [g for g in own.backward(grad, u, skip, kernels, algorithm, pool, needed) if g is not None]
 
 
 @conv.register_fake
-def _(u, skip, kernels, algorithm):
-    return like_output(u, kernels[0].shape[1])
+def _(u, skip, kernels, algorithm, pool):
+    return own.empty_output(u, kernels, algorithm, pool)
 
 
 @conv_backward.register_fake
-def _(grad, u, skip, kernels, algorithm, needed):
-    return [torch.empty_like(x) for x, wanted in zip((u, skip, *kernels), needed, strict=True) if wanted]
+def _(grad, u, skip, kernels, algorithm, pool, needed):
+    layout = torch.contiguous_format if algorithm in fused.FORMS else torch.preserve_format
+    inputs = zip((u, skip, *kernels), needed, strict=True)
+    return [torch.empty_like(x, memory_format=layout) for x, wanted in inputs if wanted]
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    u, skip, kernels, ctx.algorithm = inputs
+    u, skip, kernels, ctx.algorithm, ctx.pool = inputs
     ctx.save_for_backward(u, skip, *kernels)
 
 
 def _backward(ctx, grad: Tensor):
     u, skip, *kernels = ctx.saved_tensors
-    of_u, of_skip, of_kernels, _ = ctx.needs_input_grad
+    of_u, of_skip, of_kernels, *_ = ctx.needs_input_grad
     needed = [of_u, of_skip, *of_kernels]
-    grads = iter(conv_backward(grad, u, skip, kernels, ctx.algorithm, needed))
+    grads = iter(conv_backward(grad, u, skip, kernels, ctx.algorithm, ctx.pool, needed))
     of_u, of_skip, *of_kernels = (next(grads) if wanted else None for wanted in needed)
-    return of_u, of_skip, of_kernels, None
+    return of_u, of_skip, of_kernels, None, None
 
 
 conv.register_autograd(_backward, setup_context=_setup_context)

@@ -1,56 +1,85 @@
-"""The convolution on a CPU with a backward pass of its own: pure functions, and the autograd function of both."""
+"""The convolution with a backward pass of its own, on a CPU or fused on a GPU: pure functions, and the autograd function of both."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from s4nd.conv import blocked, kronecker
+from s4nd.conv import blocked, fused, kronecker
 from s4nd.conv.choice import choose
 from s4nd.conv.definition import definition
 from s4nd.conv.layout import like_output
+from s4nd.conv.pooling import average_pool
 from s4nd.ops import autodiff
 
 
-def forward(u: Tensor, skip: Tensor | None, kernels: Sequence[Tensor], algorithm: str) -> Tensor:
-    """y (B, C, H, *axes) as in `separable_conv`; nothing is recorded for gradients."""
-    along = choose(len(u), u.shape[2:], algorithm)
+def forward(
+    u: Tensor, skip: Tensor | None, kernels: Sequence[Tensor], algorithm: str, pool: Sequence[int]
+) -> Tensor:
+    """y (B, C, H, *axes) as in `separable_conv`; nothing is recorded for gradients.
+
+    Args:
+        algorithm: one for CPUs, or one of fused.FORMS.
+        pool: per axis, all 1 but for "plane".
+    """
     if len(u) == 0:
-        return like_output(u, kernels[0].shape[1])
+        return empty_output(u, kernels, algorithm, pool)
+    if algorithm in fused.FORMS:
+        return fused.forward(algorithm, u, kernels, skip, pool)
+    along = choose(len(u), u.shape[2:], algorithm)
     if along[0] == "kronecker":
         return kronecker.forward(u, kernels, skip)
     return blocked.forward(u, kernels, skip, along)
 
 
 def backward(
-    grad: Tensor, u: Tensor, skip: Tensor | None, kernels: Sequence[Tensor], algorithm: str, needed: Sequence[bool]
+    grad: Tensor,
+    u: Tensor,
+    skip: Tensor | None,
+    kernels: Sequence[Tensor],
+    algorithm: str,
+    pool: Sequence[int],
+    needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of u, skip and the kernels, given that of y; None where `needed` is false."""
-    along = choose(len(u), u.shape[2:], algorithm)
     if len(u) == 0:
         return [torch.zeros_like(x) if wanted else None for x, wanted in zip((u, skip, *kernels), needed, strict=True)]
+    if algorithm in fused.FORMS:
+        return fused.backward(algorithm, grad, u, kernels, skip, pool, needed)
+    along = choose(len(u), u.shape[2:], algorithm)
     if along[0] == "kronecker":
         return kronecker.backward(grad, u, kernels, skip, needed)
     return blocked.backward(grad, u, kernels, skip, along, needed)
 
 
+def empty_output(u: Tensor, kernels: Sequence[Tensor], algorithm: str, pool: Sequence[int]) -> Tensor:
+    """Uninitialised, where and as large as `forward` returns it."""
+    C = kernels[0].shape[1]
+    if algorithm not in fused.FORMS:
+        return like_output(u, C)
+    return u.new_empty(u.shape[0], C, u.shape[1], *(n // p for n, p in zip(u.shape[2:], pool, strict=True)))
+
+
 class OwnConv(torch.autograd.Function):
-    """`OwnConv.apply(u, skip, algorithm, *kernels)`."""
+    """`OwnConv.apply(u, skip, algorithm, pool, *kernels)`."""
 
     @staticmethod
-    def forward(ctx, u: Tensor, skip: Tensor | None, algorithm: str, *kernels: Tensor) -> Tensor:
-        ctx.algorithm = algorithm
+    def forward(
+        ctx, u: Tensor, skip: Tensor | None, algorithm: str, pool: Sequence[int], *kernels: Tensor
+    ) -> Tensor:
+        ctx.algorithm, ctx.pool = algorithm, pool
         ctx.save_for_backward(u, skip, *kernels)
-        return forward(u, skip, kernels, algorithm)
+        return forward(u, skip, kernels, algorithm, pool)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, skip, *kernels = ctx.saved_tensors
         if autodiff.wanted():
             along = choose(len(u), u.shape[2:], ctx.algorithm)
-            function = lambda u, skip, *kernels: definition(u, kernels, skip, along)  # noqa: E731
+            function = lambda u, skip, *kernels: average_pool(definition(u, kernels, skip, along), ctx.pool)  # noqa: E731
             of_u, of_skip, *of_k = autodiff.by_definition(function, (u, skip, *kernels), grad)
         else:
-            of_u, of_skip, _, *of_k = ctx.needs_input_grad
-            of_u, of_skip, *of_k = backward(grad, u, skip, kernels, ctx.algorithm, (of_u, of_skip, *of_k))
-        return of_u, of_skip, None, *of_k
+            of_u, of_skip, _, _, *of_k = ctx.needs_input_grad
+            needed = of_u, of_skip, *of_k
+            of_u, of_skip, *of_k = backward(grad, u, skip, kernels, ctx.algorithm, ctx.pool, needed)
+        return of_u, of_skip, None, None, *of_k

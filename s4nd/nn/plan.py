@@ -163,8 +163,9 @@ class KeptKernels(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         # Signals that are channels-last are computed contiguous: two copies cost less than strided blocks.
-        y = separable_conv(u.contiguous(), [getattr(self, f"lags{axis}") for axis in range(self.ndim)], self.skip)
-        y = average_pool(y.flatten(1, 2) if self.depthwise else y.sum(2), self.pool)
+        kernels = [getattr(self, f"lags{axis}") for axis in range(self.ndim)]
+        y = separable_conv(u.contiguous(), kernels, self.skip, pool=self.pool if self.depthwise else None)
+        y = y.flatten(1, 2) if self.depthwise else average_pool(y.sum(2), self.pool)
         return y if u.is_contiguous() else y.movedim(1, -1).contiguous().movedim(-1, 1)
 
 

@@ -263,12 +263,16 @@ class S4ND(SampledModule):
             return evaluate(self._rounded(u), list(self.parameters()), self.kept.number, shape)
         size = tuple(u.shape[2:])
         if not self._is_still() or self.algorithm != "auto":
-            y = separable_conv(u, self.all_kernel_lags(size), self.D, algorithm=self.algorithm)
-            return average_pool(self._outputs(y), self.pool)
+            return self._convolve(u, self.all_kernel_lags(size))
         if torch.is_grad_enabled() and u.requires_grad:  # the forms of plans are slow backwards
-            kernels = [self.kernel_lags(axis, n) for axis, n in enumerate(size)]
-            return average_pool(self._outputs(separable_conv(u, kernels, self.D)), self.pool)
+            return self._convolve(u, [self.kernel_lags(axis, n) for axis, n in enumerate(size)])
         return self.evaluate(self._rounded(u))
+
+    def _convolve(self, u: Tensor, kernels: list[Tensor]) -> Tensor:
+        if self.out_channels is None:
+            return self._outputs(separable_conv(u, kernels, self.D, algorithm=self.algorithm, pool=self.pool))
+        # Fewer samples are pooled after the sum over channels.
+        return average_pool(self._outputs(separable_conv(u, kernels, algorithm=self.algorithm)), self.pool)
 
     def _is_compiled_evaluation(self, u: Tensor) -> bool:
         compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and u.device.type == "cpu"

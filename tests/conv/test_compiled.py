@@ -66,5 +66,5 @@ def test_operators_keep_the_rules_of_torchs_library():
     from s4nd.conv.compiled import conv
 
     u, *kernels, skip = inputs(2, 4, 5)
-    torch.library.opcheck(conv, (u, skip, kernels, "auto"))
-    torch.library.opcheck(conv, (u.detach(), None, kernels, "fft"))
+    torch.library.opcheck(conv, (u, skip, kernels, "auto", [1, 1]))
+    torch.library.opcheck(conv, (u.detach(), None, kernels, "fft", [1, 1]))

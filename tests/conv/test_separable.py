@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s4nd.conv import ALGORITHMS, lags, own, separable_conv
+from s4nd.conv import EVERYWHERE, lags, own, separable_conv
 from s4nd.conv.definition import definition
 from s4nd.conv.dense import dense_conv
 from s4nd.conv.fft import fast_length, fft_along
@@ -23,7 +23,7 @@ F64 = torch.float64
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     rank=st.integers(1, 3),
     copies=st.integers(1, 2),
-    algorithm=st.sampled_from(["auto", *ALGORITHMS]),
+    algorithm=st.sampled_from(["auto", *EVERYWHERE]),
 )
 def test_separable_equals_dense(sizes, rank, copies, algorithm):
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def test_long_axis_takes_the_fft_and_agrees_with_the_matrix():
     torch.testing.assert_close(separable_conv(u, [k]), expected, rtol=0, atol=1e-12 * expected.abs().max())
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERYWHERE)
 @pytest.mark.parametrize(("sizes", "rank", "copies"), [((3, 4), 2, 1), ((1, 2), 1, 2), ((2, 1, 3), 2, 2), ((5,), 1, 1)])
 def test_gradients_of_first_and_second_order(sizes, rank, copies, algorithm):
     torch.manual_seed(0)
@@ -103,7 +103,7 @@ def test_own_passes_equal_dense_with_gradients_of_both_orders(monkeypatch, along
         torch.testing.assert_close(g, e, rtol=0, atol=1e-12 * e.detach().abs().max())
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERYWHERE)
 @pytest.mark.parametrize("frozen", ["signal", "kernels", "skip"])
 def test_what_needs_no_gradient_gets_none(frozen, algorithm):
     torch.manual_seed(0)
@@ -121,7 +121,7 @@ def test_what_needs_no_gradient_gets_none(frozen, algorithm):
     assert all(x.grad is None for x in leaves[frozen])
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERYWHERE)
 def test_channels_last_input_gives_the_same_and_keeps_its_layout(algorithm):
     torch.manual_seed(0)
     plain, k = torch.randn(2, 3, 6, 5, dtype=F64), [torch.randn(1, 1, 3, 2 * n - 1, dtype=F64) for n in (6, 5)]
@@ -137,7 +137,7 @@ def test_channels_last_input_gives_the_same_and_keeps_its_layout(algorithm):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+@pytest.mark.parametrize("algorithm", ["auto", *EVERYWHERE])
 @pytest.mark.parametrize("sizes", [(5,), (3, 4), (2, 3, 2)])
 def test_no_image_gives_an_empty_result_and_zero_gradients(sizes, algorithm, dtype):
     """As torch's convolutions."""
@@ -152,7 +152,7 @@ def test_no_image_gives_an_empty_result_and_zero_gradients(sizes, algorithm, dty
 
 
 @pytest.mark.parametrize("batch", [0, 2])
-@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+@pytest.mark.parametrize("algorithm", ["auto", *EVERYWHERE])
 def test_meta_device_gives_the_shape(algorithm, batch):
     u, skip = torch.empty(batch, 3, 4, 5, device="meta"), torch.empty(2, 3, device="meta")
     kernels = [torch.empty(1, 2, 3, 2 * n - 1, device="meta") for n in (4, 5)]
@@ -162,7 +162,7 @@ def test_meta_device_gives_the_shape(algorithm, batch):
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+@pytest.mark.parametrize("algorithm", ["auto", *EVERYWHERE])
 @pytest.mark.parametrize("sizes", [(5,), (3, 4), (2, 3, 2)])
 def test_output_has_the_dtype_that_torchs_convolution_has_and_gradients_that_of_the_leaf(sizes, algorithm, dtype, low):
     u, skip = torch.randn(2, 3, *sizes, dtype=dtype, requires_grad=True), torch.randn(1, 3, requires_grad=True)
@@ -228,14 +228,14 @@ def test_fft_of_half_precision_signals_is_taken_in_float32(dtype):
 def test_unknown_algorithm_and_wrong_number_of_kernels_are_refused():
     u, k = torch.randn(1, 1, 4), torch.randn(1, 1, 1, 7)
     with pytest.raises(
-        ValueError, match=r"algorithm must be auto or one of \['fft', 'kronecker', 'toeplitz'\], got 'winograd'"
+        ValueError, match=r"algorithm must be auto or one of \['fft', 'fused', 'kronecker', 'toeplitz'\], got 'winograd'"
     ):
         separable_conv(u, [k], algorithm="winograd")
     with pytest.raises(ValueError, match=r"a kernel per axis.*\(1, 1, 4\), got 2 kernels"):
         separable_conv(u, [k, k])
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERYWHERE)
 @pytest.mark.parametrize("sizes", [(5, 4), (2, 3, 4)])
 def test_a_block_for_each_head_gives_what_one_block_gives(monkeypatch, algorithm, sizes):
     torch.manual_seed(0)

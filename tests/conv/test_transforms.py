@@ -5,11 +5,11 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
-from s4nd.conv import ALGORITHMS, separable_conv
+from s4nd.conv import EVERYWHERE, separable_conv
 
 F64 = torch.float64
 pytestmark = [
-    pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS]),
+    pytest.mark.parametrize("algorithm", ["auto", *EVERYWHERE]),
     pytest.mark.filterwarnings(
         "ignore:.torch.jit.script. is deprecated:FutureWarning"
     ),  # forward mode loads its rules by it

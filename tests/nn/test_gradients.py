@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call
 
 from s4nd import S4ND
-from s4nd.conv import ALGORITHMS
+from s4nd.conv import EVERYWHERE
 
 F64 = torch.float64
 
@@ -23,7 +23,7 @@ def layer_and_input(kernel: str, sizes: tuple[int, ...], d_state: int = 4, **opt
     return call, leaves
 
 
-@pytest.fixture(params=ALGORITHMS)
+@pytest.fixture(params=EVERYWHERE)
 def algorithm(request) -> str:
     """Every way to compute the convolution."""
     return request.param

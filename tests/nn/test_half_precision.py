@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s4nd import S4ND
-from s4nd.conv import ALGORITHMS
+from s4nd.conv import EVERYWHERE
 from s4nd.conv.dense import outer_product
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -52,7 +52,7 @@ CASES += [((3, 4, 5), False, 1), ((3, 4, 5), False, 2), ((3, 4, 5), True, 1), ((
 
 @pytest.mark.parametrize(("sizes", "autocast", "rank"), CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERYWHERE)
 def test_half_precision_errs_at_most_twice_as_much_as_a_plain_convolution(algorithm, dtype, sizes, autocast, rank):
     """RMS over all outputs of 12 draws of parameters and signals."""
     ours, theirs = sum(squared_errors(algorithm, sizes, rank, dtype, autocast, seed) for seed in range(SEEDS)).sqrt()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s4nd import S4ND
-from s4nd.conv import ALGORITHMS
+from s4nd.conv import EVERYWHERE
 from s4nd.conv.dense import dense_conv
 
 F64 = torch.float64
@@ -67,7 +67,7 @@ def layers(draw) -> tuple[S4ND, torch.Tensor]:
         bandlimit=draw(maybe(st.sampled_from([0.2, 0.5]))),
         n_ssm=draw(st.sampled_from([1, None])),
         align=draw(st.sampled_from(["edge", "centre"])),
-        algorithm=draw(st.sampled_from(["auto", *ALGORITHMS])),
+        algorithm=draw(st.sampled_from(["auto", *EVERYWHERE])),
         dtype=F64,
     )
     return layer, torch.randn(draw(st.integers(1, 2)), layer.d_model, *sizes, dtype=F64)

@@ -1,0 +1,74 @@
+"""The convolution in kernels of Triton: where they can run, and in which of their two forms.
+
+"plane" has both axes of a 2-D grid in one kernel, with skip and pooling (_triton.py); "axes" goes axis by axis (_triton_axes.py).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from s4nd.conv.choice import FUSED_AXIS, plane_tile
+from s4nd.ops.dispatch import triton_refusal
+
+FORMS = ("plane", "axes")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HEADS = 2**19  # within a tile of images, offsets are of 32 bits
+CAPABILITY = (8, 0)  # the least for which the kernels are known to compile as they should
+
+
+def refusal(u: Tensor, kernels: Sequence[Tensor]) -> str | None:
+    """Why the fused form cannot convolve u (B, H, *axes) with kernels (R, C, H, 2n_i - 1), or None."""
+    if u.dtype not in DTYPES:
+        return f"it takes float32, float16 and bfloat16, got {u.dtype}"
+    if max(u.shape[2:]) > FUSED_AXIS:
+        return f"it takes axes of at most {FUSED_AXIS} samples, got the grid {tuple(u.shape[2:])}"
+    if kernels[0].shape[:3].numel() >= HEADS:
+        return f"it takes fewer than {HEADS} kernels (R C H), got {kernels[0].shape[:3].numel()}"
+    if reason := triton_refusal(u.device):
+        return reason
+    if u.device.type == "cuda" and (found := torch.cuda.get_device_capability(u.device)) < CAPABILITY:
+        return f"it needs a GPU of compute capability {CAPABILITY} or higher, got {found}"
+    return None
+
+
+def form(u: Tensor, pool: Sequence[int]) -> str:
+    """Which form: products in float32 without TF32 have no tensor cores, and no room for a whole plane in registers."""
+    tensor_cores = u.dtype.itemsize == 2 or torch.get_float32_matmul_precision() != "highest"
+    fits = u.ndim == 4 and plane_tile(u.shape[2:], pool) is not None
+    return "plane" if fits and tensor_cores else "axes"
+
+
+def forward(
+    form: str, u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, pool: Sequence[int]
+) -> Tensor:
+    """u (B, H, *axes), kernels (R, C, H, 2n_i - 1) and skip (C, H) or None, both float32 -> (B, C, H, *axes), contiguous, pooled;
+    "axes" takes pools of 1 only."""
+    if form == "plane":
+        from s4nd.conv import _triton
+
+        return _triton.forward(u, kernels, skip, pool)
+    from s4nd.conv import _triton_axes
+
+    return _triton_axes.forward(u, kernels, skip)
+
+
+def backward(
+    form: str,
+    grad: Tensor,
+    u: Tensor,
+    kernels: Sequence[Tensor],
+    skip: Tensor | None,
+    pool: Sequence[int],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of u, skip and the kernels, contiguous, given that of y; None where `needed` is false."""
+    if form == "plane":
+        from s4nd.conv import _triton
+
+        grads = _triton.backward(grad, u, kernels, skip, pool, needed)
+    else:
+        from s4nd.conv import _triton_axes
+
+        grads = _triton_axes.backward(grad, u, kernels, skip, needed)
+    return [None if g is None else g.contiguous() for g in grads]
