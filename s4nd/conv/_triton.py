@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s4nd.conv._triton_tiles import at_work_on, central, diagonal_sums, toeplitz
+from s4nd.conv._triton_tiles import REGISTERS, at_work_on, central, diagonal_sums, toeplitz
 from s4nd.conv.choice import plane_tile
 
 # Programs to fill a card with, before one takes more stacks than one.
@@ -207,14 +207,10 @@ def in_one(dtype: torch.dtype, rows: int, capability: tuple[int, int]) -> bool:
     return rows < 64 or (dtype.itemsize == 2 and capability >= (9, 0))
 
 
-def warps(options: dict) -> int:
-    """Of a program of `plane`."""
-    return 8 if options["ROWS"] == 64 else 4
-
-
-def gradient_warps(options: dict) -> int:
-    """Of a program of `plane_gradients`: rows that are not aligned need registers for their addresses."""
-    return 4 if options["ROWS"] < 64 and options["UNIT"] > 1 else 8
+def compiler_options(rows: int, unit: int, one: bool) -> dict:
+    """Of both kernels. Rows that are not aligned need registers for their addresses, so a thread has fewer of them. Loads
+    ahead of their use are worth it for images, not for the matrices that several pairs load in turn."""
+    return {"num_warps": 8 if rows == 64 or unit == 1 else 4, "num_stages": 3 if one else 1, **REGISTERS}
 
 
 def forward(u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, pool: Sequence[int]) -> Tensor:
@@ -237,7 +233,7 @@ def backward(
     of_u, of_skip, *of_kernels = needed
     (R, C, H), B = kernels[0].shape[:3], len(u)
     u, grad = u.contiguous(), grad.contiguous()
-    rows, N, _ = plane_tile(u.shape[2:], pool)
+    rows, N, unit = plane_tile(u.shape[2:], pool)
     capability = torch.cuda.get_device_capability(u.device) if u.is_cuda else (9, 0)
     together = in_one(u.dtype, rows, capability)
     grad_u = torch.empty_like(u) if of_u else None
@@ -257,7 +253,7 @@ def backward(
         if any(x is not None for x in of):
             with at_work_on(u.device):
                 plane_gradients[(H * R * C, parts)](
-                    grad, u, k1, k2, skip, *of, B, part, H, R * C, R, *sizes, **options, num_warps=gradient_warps(options)
+                    grad, u, k1, k2, skip, *of, B, part, H, R * C, R, *sizes, **options, **compiler_options(rows, unit, True)
                 )
     grad_skip = scratch[0][:, :, 0].sum(0) if of_skip else None  # which every r found
     lags = [
@@ -279,7 +275,7 @@ def _apply(
     with at_work_on(x.device):
         plane[(H * O, parts)](
             x, *_by_pair(kernels), skip, y, B, part, H, O, S, J, R, *sizes, ADJOINT=adjoint, ONE=S == 1, **options,
-            num_warps=warps(options),
+            **compiler_options(options["ROWS"], options["UNIT"], S == 1),
         )  # fmt: skip
 
 

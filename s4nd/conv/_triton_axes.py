@@ -24,9 +24,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s4nd.conv._triton_tiles import at_work_on, central, diagonal_sums, toeplitz
+from s4nd.conv._triton_tiles import REGISTERS, at_work_on, central, diagonal_sums, toeplitz
 
-LINES, WARPS = 64, 8  # of a tile
+LINES = 64  # of a tile
+OPTIONS = {"num_warps": 8, **REGISTERS}
 PROGRAMS = 512  # for the gradients of kernels, before one takes more lines
 SIZES = ("H", "O", "S", "J", "R", "n", "inner", "lines", "total", "Q", "Z", "part")
 
@@ -158,7 +159,7 @@ def _along(
     with at_work_on(x.device):
         along[grid](
             x, k, None if skip is None else v, skip, y, H, outputs, C * R // outputs, J, R, n, inner, lines, B * lines,
-            LAST=inner == 1, ROWS=rows, DEPTH=depth, LINES=LINES, PRECISION=precision, num_warps=WARPS,
+            LAST=inner == 1, ROWS=rows, DEPTH=depth, LINES=LINES, PRECISION=precision, **OPTIONS,
         )  # fmt: skip
     return y
 
@@ -176,7 +177,7 @@ def _kernel_gradient(z: Tensor, x: Tensor, k: Tensor, axis: int) -> Tensor:
     with at_work_on(x.device):
         along_gradient[(C * R * H, 2 * blocks - 1, parts)](
             z, x, out, H, C * R, z.shape[1], x.shape[1], n, inner, lines, total, part,
-            LAST=inner == 1, ROWS=rows, LINES=depth, PRECISION=precision, num_warps=WARPS,
+            LAST=inner == 1, ROWS=rows, LINES=depth, PRECISION=precision, **OPTIONS,
         )  # fmt: skip
     early, late = out.sum(0).unflatten(-1, (2, rows)).unbind(-2)  # lags before and after a block's own first
     sums = F.pad(early.flatten(-2), (0, rows)) + F.pad(late.flatten(-2), (rows, 0))

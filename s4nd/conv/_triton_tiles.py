@@ -10,6 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# All that a thread may have. Without a number ptxas spills some of them, so that more programs are resident at once.
+REGISTERS = {"maxnreg": 255}
+
 
 @triton.jit
 def toeplitz(k, t, s, n, m, p):
