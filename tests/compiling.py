@@ -1,8 +1,9 @@
 """Compiles Triton's kernels for a GPU that is not there, and reads from the machine code what they take of one.
 
-    python -m tests.compiling tests.conv.test_fused_compiles
+    python -m tests.compiling tests.conv.test_fused_compiles [--every]
 
-prints a JSON list, one object for each kernel that `kernels()` of that module yields. A process of its own: with
+prints a JSON list, one object for each kernel that `kernels(every)` of that module yields, where `every` says whether all are
+wanted or those that tell most. A process of its own: with
 TRITON_INTERPRET=1, which the tests set, nothing can be compiled. For that reason the module imports kernels in functions only.
 """
 
@@ -47,7 +48,8 @@ def compile_for(capability: int, name: str, kernel, arguments: dict, **options) 
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    types = {n: arguments[n] if isinstance(arguments[n], str) and n not in _constants(kernel) else "constexpr" for n in kernel.arg_names}
+    constexprs = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    types = {n: "constexpr" if n in constexprs or arguments[n] is None else arguments[n] for n in kernel.arg_names}
     constants = {n: arguments[n] for n, kind in types.items() if kind == "constexpr"}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind.startswith("*")}
     compiled = triton.compile(
@@ -62,10 +64,6 @@ def compile_for(capability: int, name: str, kernel, arguments: dict, **options) 
         compiled.metadata.shared,
         len(TENSOR_CORES.findall(compiled.asm["ptx"])),
     )
-
-
-def _constants(kernel) -> set[str]:
-    return {parameter.name for parameter in kernel.params if parameter.is_constexpr}
 
 
 def _usage(cubin: bytes) -> tuple[int, int, int]:
@@ -84,7 +82,7 @@ def _usage(cubin: bytes) -> tuple[int, int, int]:
 
 
 def compiled_by(module: str) -> list[Compiled]:
-    """All kernels of a test module's `kernels()`, compiled in a process without the interpreter."""
+    """The kernels of a test module's `kernels(every=False)`, compiled in a process without the interpreter."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
@@ -95,10 +93,10 @@ def compiled_by(module: str) -> list[Compiled]:
     return [Compiled(**facts) for facts in json.loads(done.stdout)]
 
 
-def _main(module: str) -> None:
-    kernels: Iterator[Compiled] = importlib.import_module(module).kernels()
+def _main(module: str, *options: str) -> None:
+    kernels: Iterator[Compiled] = importlib.import_module(module).kernels(every="--every" in options)
     print(json.dumps([asdict(compiled) for compiled in kernels]))
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(*sys.argv[1:])

@@ -2,14 +2,15 @@
 
     y[.., t, ..] = sum_s k[t - s] x[.., s, ..]
 
-is a product with a Toeplitz matrix, of which each tile is built from the 1-D kernel by index where it is multiplied. Columns are
-all lines along the axis, of all images of a head. The last product adds up the ranks and the skip. The gradient of a kernel
-is gathered by blocks of diagonals: all tiles of the matrix with the same t - s have one sum in registers.
+is a product with a Toeplitz matrix, of which each tile is built from the 1-D kernel by index where it is multiplied.
+Its columns are all lines along the axis, of all images of a head. The last product adds up the ranks and the skip. The
+gradient of a kernel is gathered by blocks of diagonals: all tiles of the matrix with the same t - s have one sum in
+registers.
 
-Bounds, computed and not measured. In memory: 2 D + 1 tensors forward (D axes, each read and written, and the skip's signal), and
-about three times as many backward. In arithmetic: n FLOP a byte for an axis of n samples in 16 bits, which tensor cores of an H100
-do faster than memory below n = 295. float32 without TF32 has no tensor cores: 67 TFLOP/s there, and arithmetic is the bound above
-n = 40, whatever is fused.
+Bounds, computed and not measured. In memory: 2 D + 1 tensors forward (D axes, each read and written, and the skip's
+signal), and about three times as many backward. In arithmetic: n FLOP a byte for an axis of n samples in 16 bits, which
+tensor cores of an H100 do faster than memory below n = 295. float32 without TF32 has no tensor cores: 67 TFLOP/s there,
+and arithmetic is the bound above n = 40, whatever is fused.
 
 Shapes: B images, H heads, C kernels per head, R rank, pair q = c R + r of Q = C R; before and after the axis of n samples lie
 lines, of which `inner` are neighbours.
@@ -24,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s4nd.conv._triton_tiles import REGISTERS, at_work_on, central, diagonal_sums, toeplitz
+from s4nd.conv._triton_tiles import REGISTERS, at_work_on, by_pair, central, diagonal_sums, toeplitz
 
 LINES = 64  # of a tile
 OPTIONS = {"num_warps": 8, **REGISTERS}
@@ -55,27 +56,27 @@ def along(
         inner = 1
     j = tl.program_id(0) // (H * O) * LINES + tl.arange(0, LINES)
     t = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    size = lines * n
+    size = lines * n + tl.zeros((), tl.int64)  # an index of 32 bits would overflow beyond 2^31 samples
     result = tl.zeros((ROWS, LINES), dtype=tl.float32)
-    source = x + h * size + _line(j, lines, inner, n, J * H * size)
+    source = _line(j, lines, inner, n, J * H * size)
     for i in range(0, S):
         q = o * S + i
         for start in range(0, n, DEPTH):
             s = start + tl.arange(0, DEPTH)
             T = toeplitz(k + (q * H + h) * (2 * n - 1), t[:, None], s[None, :], n, n, 1).to(dtype)
-            at = source[None, :] + (q * J // (O * S) * H * size + s[:, None] * inner)
+            at = (x + (q * J // (O * S) * H + h) * size + source)[None, :] + s[:, None] * inner
             X = tl.load(at, mask=(s < n)[:, None] & (j < total)[None, :], other=0.0)
             result = tl.dot(T, X, result, input_precision=PRECISION)
     inside = (t < n)[:, None] & (j < total)[None, :]
-    at = h * size + t[:, None] * inner
     if v is not None:
         C = O * S // R
         V = 1 if O > 1 else C  # v is u, for outputs of all kernels, or a gradient, of each
         for c in range(o * S // R, (o + 1) * S // R):
-            signal = v + at + (c * V // C * H * size + _line(j, lines, inner, n, V * H * size)[None, :])
-            result += tl.load(skip + c * H + h) * tl.load(signal, mask=inside, other=0.0).to(tl.float32)
-    target = y + at + (o * H * size + _line(j, lines, inner, n, O * H * size)[None, :])
-    tl.store(target, result.to(dtype), mask=inside)
+            signal = v + (c * V // C * H + h) * size + _line(j, lines, inner, n, V * H * size)
+            V_tile = tl.load(signal[None, :] + t[:, None] * inner, mask=inside, other=0.0)
+            result += tl.load(skip + c * H + h) * V_tile.to(tl.float32)
+    target = y + (o * H + h) * size + _line(j, lines, inner, n, O * H * size)
+    tl.store(target[None, :] + t[:, None] * inner, result.to(dtype), mask=inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -91,7 +92,7 @@ def along_gradient(
     h, q = tl.program_id(0) % H, tl.program_id(0) // H
     if LAST:
         inner = 1
-    size, rows = lines * n, tl.arange(0, ROWS)
+    size, rows = lines * n + tl.zeros((), tl.int64), tl.arange(0, ROWS)
     blocks = tl.cdiv(n, ROWS)
     d = tl.program_id(1) - (blocks - 1)
     D = tl.zeros((ROWS, ROWS), dtype=tl.float32)
@@ -114,7 +115,7 @@ def along_gradient(
 
 def forward(u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None) -> Tensor:
     """u (B, H, n_1, ..., n_D), D kernels (R, C, H, 2n_i - 1) and skip (C, H), float32 -> (B, C, H, n_1, ..., n_D)."""
-    u, kernels = u.contiguous()[:, None], _by_pair(kernels)
+    u, kernels = u.contiguous()[:, None], by_pair(kernels)
     x = _signals(u, kernels)[0]
     return _along(x, kernels[0], 0, outputs=kernels[0].shape[0], v=u, skip=skip)
 
@@ -124,7 +125,7 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of u, skip and the kernels, float32 but that of u, given that of y; None where `needed` is false."""
     of_u, of_skip, *of_kernels = needed
-    grad, u, kernels = grad.contiguous(), u.contiguous()[:, None], _by_pair(kernels)
+    grad, u, kernels = grad.contiguous(), u.contiguous()[:, None], by_pair(kernels)
     C, R, D = *kernels[0].shape[:2], len(kernels)
     signals = _signals(u, kernels) if any(of_kernels[:-1]) else [None] * (D - 1) + [u]
     z, grad_k = grad, []
@@ -184,11 +185,6 @@ def _kernel_gradient(z: Tensor, x: Tensor, k: Tensor, axis: int) -> Tensor:
     return central(sums, n).transpose(0, 1)
 
 
-def _by_pair(kernels: Sequence[Tensor]) -> list[Tensor]:
-    """(R, C, H, 2n - 1) -> (C, R, H, 2n - 1) in memory."""
-    return [k.transpose(0, 1).contiguous() for k in kernels]
-
-
 def _lines(x: Tensor, axis: int) -> tuple[int, int, int]:
     """n, inner and the number of lines of an image, of x (B, J, H, *axes)."""
     n, inner = x.shape[axis + 3], math.prod(x.shape[axis + 4 :])
@@ -196,7 +192,7 @@ def _lines(x: Tensor, axis: int) -> tuple[int, int, int]:
 
 
 def tiles(dtype: torch.dtype, n: int) -> tuple[int, int, str]:
-    """Rows of a tile, samples that a product sums over at once, and its precision: as much as registers hold without spilling."""
+    """Rows of a tile, samples that a product sums over at once, and its precision: as much as registers hold."""
     rows = min(64, max(16, triton.next_power_of_2(n)))
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return rows, 16, "ieee"

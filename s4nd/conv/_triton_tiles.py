@@ -1,8 +1,9 @@
-"""Tiles of Toeplitz matrices and sums along their diagonals, for the kernels of `_triton.py` and `_triton_axes.py`.
+"""Tiles of Toeplitz matrices and sums along their diagonals, for the kernels of _triton_plane.py and _triton_axes.py.
 
 Shapes: n samples of an axis, p of a pooling window, m = n // p after pooling; a tile has N rows, a power of two.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -54,3 +55,8 @@ def at_work_on(device: torch.device) -> AbstractContextManager:
 def central(sums: Tensor, n: int) -> Tensor:
     """Lags -(n - 1), ..., n - 1 of those from -N to N - 1: (..., 2N) -> (..., 2n - 1)."""
     return sums.narrow(-1, sums.shape[-1] // 2 - (n - 1), 2 * n - 1)
+
+
+def by_pair(kernels: Sequence[Tensor]) -> list[Tensor]:
+    """(R, C, H, 2n - 1) -> (C, R, H, 2n - 1) in memory: a pair of kernels per number q = c R + r."""
+    return [k.transpose(0, 1).contiguous() for k in kernels]

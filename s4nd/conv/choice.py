@@ -23,13 +23,14 @@ NARROW = 12
 FUSED_AXIS = 256
 
 
-def plane_tile(size: Sequence[int], pool: Sequence[int]) -> tuple[int, int, int] | None:
-    """How one fused kernel has a whole plane in its registers: rows and columns of its tile, and of how many elements its rows are
-    surely multiples; None if it cannot. Rows that are not aligned cost an address for each element."""
+def plane_tile(size: Sequence[int], pool: Sequence[int], pairs: int) -> tuple[int, int, int] | None:
+    """How one fused kernel has a whole plane in its registers: rows and columns of its tile, and of how many elements the rows
+    in memory are multiples; None if it cannot. Rows that are not aligned cost an address for each element, and several `pairs`
+    of kernels of a head (R C) matrices that are built in turn: there is no room for either in a tile of 64."""
     unit = 4 if all(n % 4 == 0 for n in (size[1], size[1] // pool[1])) else 1
     if max(size) <= 32:
         return 32, 16 if size[1] <= 16 else 32, unit
-    return (64, 64, unit) if max(size) <= 64 and unit == 4 else None
+    return (64, 64, unit) if max(size) <= 64 and unit == 4 and pairs == 1 else None
 
 
 def choose(images: int, size: Sequence[int], algorithm: str) -> list[str]:

@@ -1,8 +1,10 @@
 """The convolution in kernels of Triton: where they can run, and in which of their two forms.
 
-"plane" has both axes of a 2-D grid in one kernel, with skip and pooling (_triton.py); "axes" goes axis by axis (_triton_axes.py).
+"plane" has both axes of a 2-D grid in one kernel, with skip and pooling (_triton_plane.py); "axes" goes axis by axis
+(_triton_axes.py).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +15,7 @@ from s4nd.ops.dispatch import triton_refusal
 
 FORMS = ("plane", "axes")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-HEADS = 2**19  # within a tile of images, offsets are of 32 bits
+HEADS, SAMPLES = 2**19, 2**31  # within a tile, and for the samples of a head, indices are of 32 bits
 CAPABILITY = (8, 0)  # the least for which the kernels are known to compile as they should
 
 
@@ -25,6 +27,8 @@ def refusal(u: Tensor, kernels: Sequence[Tensor]) -> str | None:
         return f"it takes axes of at most {FUSED_AXIS} samples, got the grid {tuple(u.shape[2:])}"
     if kernels[0].shape[:3].numel() >= HEADS:
         return f"it takes fewer than {HEADS} kernels (R C H), got {kernels[0].shape[:3].numel()}"
+    if math.prod(u.shape) // u.shape[1] >= SAMPLES:
+        return f"it takes fewer than {SAMPLES} samples of a head, got a signal {tuple(u.shape)}"
     if reason := triton_refusal(u.device):
         return reason
     if u.device.type == "cuda" and (found := torch.cuda.get_device_capability(u.device)) < CAPABILITY:
@@ -32,18 +36,16 @@ def refusal(u: Tensor, kernels: Sequence[Tensor]) -> str | None:
     return None
 
 
-def form(u: Tensor, pool: Sequence[int]) -> str:
+def form(u: Tensor, kernels: Sequence[Tensor], pool: Sequence[int]) -> str:
     """Which form: products in float32 without TF32 have no tensor cores, and no room for a whole plane in registers."""
     tensor_cores = u.dtype.itemsize == 2 or torch.get_float32_matmul_precision() != "highest"
-    fits = u.ndim == 4 and plane_tile(u.shape[2:], pool) is not None
+    fits = u.ndim == 4 and plane_tile(u.shape[2:], pool, kernels[0].shape[:2].numel()) is not None
     return "plane" if fits and tensor_cores else "axes"
 
 
-def forward(
-    form: str, u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, pool: Sequence[int]
-) -> Tensor:
-    """u (B, H, *axes), kernels (R, C, H, 2n_i - 1) and skip (C, H) or None, both float32 -> (B, C, H, *axes), contiguous, pooled;
-    "axes" takes pools of 1 only."""
+def forward(form: str, u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None, pool: Sequence[int]) -> Tensor:
+    """u (B, H, *axes), kernels (R, C, H, 2n_i - 1) and skip (C, H) or None, both float32 -> (B, C, H, *axes), contiguous,
+    pooled; "axes" takes pools of 1 only."""
     if form == "plane":
         from s4nd.conv import _triton
 

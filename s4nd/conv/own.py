@@ -1,4 +1,4 @@
-"""The convolution with a backward pass of its own, on a CPU or fused on a GPU: pure functions, and the autograd function of both."""
+"""The convolution with a backward pass of its own, on a CPU or fused on a GPU: pure functions, and their autograd function."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,7 @@ from s4nd.conv.pooling import average_pool
 from s4nd.ops import autodiff
 
 
-def forward(
-    u: Tensor, skip: Tensor | None, kernels: Sequence[Tensor], algorithm: str, pool: Sequence[int]
-) -> Tensor:
+def forward(u: Tensor, skip: Tensor | None, kernels: Sequence[Tensor], algorithm: str, pool: Sequence[int]) -> Tensor:
     """y (B, C, H, *axes) as in `separable_conv`; nothing is recorded for gradients.
 
     Args:
@@ -64,9 +62,7 @@ class OwnConv(torch.autograd.Function):
     """`OwnConv.apply(u, skip, algorithm, pool, *kernels)`."""
 
     @staticmethod
-    def forward(
-        ctx, u: Tensor, skip: Tensor | None, algorithm: str, pool: Sequence[int], *kernels: Tensor
-    ) -> Tensor:
+    def forward(ctx, u: Tensor, skip: Tensor | None, algorithm: str, pool: Sequence[int], *kernels: Tensor) -> Tensor:
         ctx.algorithm, ctx.pool = algorithm, pool
         ctx.save_for_backward(u, skip, *kernels)
         return forward(u, skip, kernels, algorithm, pool)

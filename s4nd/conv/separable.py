@@ -28,7 +28,7 @@ def separable_conv(
     algorithm: str = "auto",
     pool: Sequence[int] | None = None,
 ) -> Tensor:
-    """Depthwise convolution over all axes, with zeros outside, and a skip: y = K * u + skip u. Then means over windows, if asked.
+    """Depthwise convolution over all axes, with zeros outside, and a skip: y = K * u + skip u; then means over windows, if any.
 
     Args:
         u: (B, H, n_1, ..., n_D).
@@ -56,7 +56,7 @@ def separable_conv(
         with without_autocast(device):
             return separable_conv(u.to(dtype), kernels, skip, algorithm=algorithm, pool=pool)
     if _is_fused(u, kernels, algorithm):
-        form = fused.form(u, pool)
+        form = fused.form(u, kernels, pool)
         inside = pool if form == "plane" else [1] * len(pool)
         y = _own(u, kernels, skip, form, inside, torch.float32)  # in which gradients are summed
         return y if form == "plane" else _pooled(y, pool)

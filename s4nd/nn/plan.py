@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from s4nd.conv import separable_conv
-from s4nd.nn.along import AxisConv, AxisSpectrum, order
 from s4nd.conv.pooling import average_pool
+from s4nd.nn.along import AxisConv, AxisSpectrum, order
 
 # Multiplications per sample up to which convolutions of all axes win on a CPU over what `separable_conv` takes, by the layout
 # of the signal, and for a single axis. On two cores, batch 8, ms of convolutions against the others: 768 x 7 x 7 2.1 and 2.3

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from s4nd.conv import ALGORITHMS, lags, regrid, separable_conv
+from s4nd.conv.pooling import average_pool
 from s4nd.nn.kept import Kept, Numbers, numbers_of
 from s4nd.nn.kernels import KERNELS
 from s4nd.nn.kernels.side_by_side import alike, side_by_side
 from s4nd.nn.plan import Kernels, Plan, make_plan
-from s4nd.conv.pooling import average_pool
 from s4nd.nn.recurrent import step
 from s4nd.nn.sampling import SampledModule, Sampling, per_axis, positive
 from s4nd.ops import BACKENDS, autodiff

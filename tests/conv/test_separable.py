@@ -228,7 +228,8 @@ def test_fft_of_half_precision_signals_is_taken_in_float32(dtype):
 def test_unknown_algorithm_and_wrong_number_of_kernels_are_refused():
     u, k = torch.randn(1, 1, 4), torch.randn(1, 1, 1, 7)
     with pytest.raises(
-        ValueError, match=r"algorithm must be auto or one of \['fft', 'fused', 'kronecker', 'toeplitz'\], got 'winograd'"
+        ValueError,
+        match=r"algorithm must be auto or one of \['fft', 'fused', 'kronecker', 'toeplitz'\], got 'winograd'",
     ):
         separable_conv(u, [k], algorithm="winograd")
     with pytest.raises(ValueError, match=r"a kernel per axis.*\(1, 1, 4\), got 2 kernels"):
