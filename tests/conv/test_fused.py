@@ -4,6 +4,7 @@ The interpreter multiplies in float32 whatever the precision asked for, so that 
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,12 @@ def test_axes_equal_dense_with_gradients(sizes, rank, copies, skipped, pool, cau
     assert_no_worse_than_plain(leaves(sizes, rank, copies, skipped=skipped, causal=causal), dtype, pool)
 
 
+def test_no_image_of_a_stack_sees_another(tensor_cores):
+    u, skip, *kernels = (x.float() for x in leaves((7, 7), images=5))
+    one_by_one = [fused_conv(image[None], kernels, skip, (1, 1)) for image in u]
+    torch.testing.assert_close(fused_conv(u, kernels, skip, (1, 1)), torch.cat(one_by_one), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", ["plane", "axes"])
 def test_many_parts_of_a_batch_give_what_one_gives(monkeypatch, tensor_cores, form):
     """Of which a program has several stacks, or each stack a program, and gradients one kernel or several."""
@@ -247,8 +254,10 @@ def test_auto_never_takes_it_on_a_cpu(monkeypatch):
 def test_auto_takes_it_where_the_device_is_a_gpu_that_runs_triton(monkeypatch):
     from s4nd.conv.separable import _is_fused
 
-    u, k = (torch.empty(2, 3, 4, device="meta"), torch.empty(1, 1, 3, 7))
-    gpu = type("Signal", (), {"device": torch.device("cuda"), "dtype": u.dtype, "shape": u.shape})()
+    gpu = SimpleNamespace(
+        device=torch.device("cuda"), dtype=F32, shape=torch.Size((2, 3, 4))
+    )  # all that is asked of a signal
+    k = torch.empty(1, 1, 3, 7)
     for capability, taken in (((9, 0), True), ((7, 5), False)):
         monkeypatch.setattr(fused, "triton_refusal", lambda device: None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
