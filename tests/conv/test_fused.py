@@ -3,7 +3,9 @@
 The interpreter multiplies in float32 whatever the precision asked for, so that it tells nothing of TF32; and bfloat16 wrongly.
 """
 
+import importlib.util
 import math
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +18,14 @@ from s4nd.conv.definition import definition
 from s4nd.conv.dense import dense_conv
 from s4nd.conv.pooling import average_pool
 from s4nd.ops import BackendError
-from s4nd.ops.dispatch import triton_refusal
 
 F16, F32, F64 = torch.float16, torch.float32, torch.float64
 CPU = torch.device("cpu")
 pytestmark = [
-    pytest.mark.skipif(triton_refusal(CPU) is not None, reason=f"Triton: {triton_refusal(CPU)}"),
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1: tensors are on the CPU"
+    ),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # of the interpreter: numpy's on what a mask leaves out
 ]
 
@@ -251,19 +255,37 @@ def test_auto_never_takes_it_on_a_cpu(monkeypatch):
         separable_conv(u, kernels, skip, pool=(2, 1))
 
 
-def test_auto_takes_it_where_the_device_is_a_gpu_that_runs_triton(monkeypatch):
+def test_auto_takes_it_where_the_device_is_a_gpu_that_runs_triton(monkeypatch, caplog):
     from s4nd.conv.separable import _is_fused
 
     gpu = SimpleNamespace(
         device=torch.device("cuda"), dtype=F32, shape=torch.Size((2, 3, 4))
     )  # all that is asked of a signal
     k = torch.empty(1, 1, 3, 7)
-    for capability, taken in (((9, 0), True), ((7, 5), False)):
-        monkeypatch.setattr(fused, "triton_refusal", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for capability, triton, wrong, taken in (
+        ((9, 0), None, None, True),
+        ((7, 5), None, None, False),
+        ((9, 0), "no compiler", None, False),
+        ((9, 0), None, "value of a small convolution is wrong", False),
+    ):
+        fused._device_refusal.cache_clear()
+        monkeypatch.setattr(fused, "triton_refusal", lambda device, reason=triton: reason)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert _is_fused(gpu, [k], "auto") is taken
-    monkeypatch.setattr(fused, "triton_refusal", lambda device: "no compiler")
-    assert not _is_fused(gpu, [k], "auto")
+        monkeypatch.setattr(fused, "_small_run", lambda device, reason=wrong: reason)
+        caplog.clear()
+        assert [_is_fused(gpu, [k], "auto") for _ in range(2)] == [taken, taken]
+        assert len(caplog.records) == (0 if taken else 1)
+    fused._device_refusal.cache_clear()
+
+
+@pytest.mark.parametrize("form", ["plane", "axes"])
+def test_small_run_notices_what_is_wrong(monkeypatch, form):
+    right = fused.backward
+    wrong = lambda f, *x: [g if g.ndim < 4 or f != form else 1.01 * g for g in right(f, *x)]  # noqa: E731
+    assert fused._small_run(CPU) is None
+    monkeypatch.setattr(fused, "backward", wrong)
+    assert f"of a small convolution ({form}" in fused._small_run(CPU)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +306,7 @@ def test_what_it_cannot_do_is_refused(u, reason):
 
 def test_too_many_kernels_and_no_triton_are_refused(monkeypatch):
     u, k = torch.zeros(1, 2, 3), torch.zeros(1, 1, 2, 5)
-    monkeypatch.setattr(fused, "triton_refusal", lambda device: "Triton is absent")
+    monkeypatch.setattr(fused, "device_refusal", lambda device: "Triton is absent")
     with pytest.raises(BackendError, match="Triton is absent; 'auto' chooses what can"):
         separable_conv(u, [k], algorithm="fused")
     monkeypatch.setattr(fused, "HEADS", 2)
