@@ -48,9 +48,8 @@ def lazy_tensor(product: Callable, definition: Callable, arguments: tuple, small
     Raises:
         BackendError: KeOps cannot compute it here; the message says why.
     """
-    if (
-        get_worker_info() is not None
-    ):  # asked for in each call: a worker may have been forked from a process that is ready
+    # Asked in each call: a worker may have been forked from a process that was ready.
+    if get_worker_info() is not None:
         raise _refusal("a worker of a DataLoader must not compile; compute kernels in the process of the model")
     tensors = [a for a in arguments if isinstance(a, Tensor)]
     for t in tensors:
