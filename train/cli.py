@@ -13,6 +13,7 @@ from s4nd.nn.resolution import MODEL_RESAMPLE
 from s4nd.ops import BackendError
 
 from .checkpoint import read_checkpoint
+from .commands import doctor
 from .compare import Comparison, compare
 from .config import load_config
 from .convert import convert_checkpoint
@@ -30,10 +31,11 @@ USER_ERRORS = (ValueError, KeyError, OSError, ImportError, BackendError, Diverge
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, or 2 after an error of the user's to mend, or 128 + n after signal n."""
+    """Run the command; returns its exit status: 0, or the command's own, or 2 after an error of the user's to mend, or 128 + n
+    after signal n."""
     args = _parser().parse_args(argv)
     try:
-        args.command(args)
+        return args.command(args) or 0
     except USER_ERRORS as error:
         if args.debug:
             raise
@@ -47,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("s4nd: interrupted; resume=auto continues a training", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,6 +188,7 @@ COMMANDS = {  # arguments, what they call, what that does
     "export": (_export_arguments, _export, "a file that runs without s4nd, for one size of images or clips"),
     "convert": (_convert_arguments, _convert, "weights of the reference implementation as ours"),
     "watch": (_watch_arguments, _watch, "the running answer of a causal video model while a file decodes"),
+    "doctor": (doctor.add_arguments, doctor.run, "try what is installed here; exit status 1 if something is wrong"),
 }
 
 
