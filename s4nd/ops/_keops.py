@@ -16,6 +16,7 @@ SMALL_W, SMALL_X = (((((1.0, -0.5), (0.25, 2.0)),),), (((-0.5, 1.0), (-1.0, -2.0
 SMALL_Z = ((0.5, 0.25), (1.0, -1.0))
 
 
+@torch.compiler.disable  # it breaks the graph: the tracer of torch.compile cannot follow KeOps
 def vandermonde_keops(w: Tensor, x: Tensor, L: int) -> Tensor:
     """`vandermonde_definition` as a KeOps reduction over n; same arguments and result.
 
@@ -26,6 +27,7 @@ def vandermonde_keops(w: Tensor, x: Tensor, L: int) -> Tensor:
     return _vandermonde(LazyTensor, w, x, L)
 
 
+@torch.compiler.disable
 def cauchy_keops(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
     """`cauchy_definition` as a KeOps reduction over n (see ops/cauchy.py); same arguments and result.
 
