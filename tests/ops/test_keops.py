@@ -203,7 +203,7 @@ def test_processes_that_share_a_folder_compile_one_after_another_and_each_formul
 
 
 def test_processes_of_a_machine_have_folders_of_their_own(tmp_path):
-    """Unless they are told where: the first has that of a process that is alone. The compiler fails, and its folder is named."""
+    """Unless they are told where: the first has that of a process that is alone. The compiler fails, its folder is named."""
     said = two_processes(PRODUCT, status=1, HOME=tmp_path, CXX="/bin/false")
     folders = [Path(re.search(r"made no library in (\S+):", err).group(1)) for _, err in said]
     (default,) = (tmp_path / ".cache").iterdir()
