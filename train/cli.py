@@ -14,18 +14,18 @@ from s4nd.ops import BackendError
 
 from .checkpoint import read_checkpoint
 from .commands import doctor
-from .compare import Comparison, compare
+from .commands.compare import Comparison, compare
+from .commands.convert import convert_checkpoint
+from .commands.export import INSTALL, export_model
+from .commands.report import write_report
+from .commands.watch import Top, watch
 from .config import load_config
-from .convert import convert_checkpoint
 from .device import choose_device
 from .engine import DivergedError, train
-from .export import INSTALL, export_model
 from .processes import join, leave
-from .report import write_report
 from .requests import Interrupted
 from .resolution import require_matplotlib
 from .task import TASKS
-from .watch import Top, watch
 
 USER_ERRORS = (ValueError, KeyError, OSError, ImportError, BackendError, DivergedError)
 

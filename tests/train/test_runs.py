@@ -166,7 +166,7 @@ def test_size_that_the_model_refuses_leaves_the_others(folder, tmp_path, capsys)
 
 def test_what_was_computed_is_shown_when_a_later_size_fails(write_config, tmp_path, monkeypatch, capsys):
     best = train(load_config(write_config())) / "best.safetensors"
-    from s4nd.train import compare
+    from s4nd.train.commands import compare
 
     evaluate_sizes = compare.evaluate_sizes
 
