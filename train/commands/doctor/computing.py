@@ -68,8 +68,8 @@ def devices() -> list[Thing]:
     found = _devices()
     things = [(str(device), lambda device=device: say(device)) for device in found]
     if len(found) == 1:
-        built = f"none: torch is built {f'for CUDA {torch.version.cuda}' if torch.version.cuda else 'without CUDA'}"
-        things.append(("GPU", lambda: built))
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        things.append(("GPU", lambda: f"none: none found; torch is built {built}"))
     return things
 
 
