@@ -69,17 +69,18 @@ def start(code, **env):
     return subprocess.Popen([sys.executable, "-c", code], env=env, text=True, **pipes)
 
 
-def end(process, status=0):
-    out, err = process.communicate(timeout=500)
-    assert process.returncode == status, out + err
-    return out, err
+def end(*processes, status=0):
+    """What each of them said."""
+    said = [process.communicate(timeout=500) for process in processes]
+    assert [process.returncode for process in processes] == [status] * len(said), said
+    return said[0] if len(said) == 1 else said
 
 
 def two_processes(code, status=0, **env):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": 2}
-    return [end(process, status) for process in [start(code, RANK=rank, LOCAL_RANK=rank, **env) for rank in range(2)]]
+    return end(*(start(code, RANK=rank, LOCAL_RANK=rank, **env) for rank in range(2)), status=status)
 
 
 @pytest.fixture(scope="module")
