@@ -22,6 +22,28 @@ def wanted() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+class Own(torch.autograd.Function):
+    """`Own.apply(definition, product, gradients, *args)`: product(*args), with a backward pass of its own, first order.
+
+    gradients(grad, *args, needed=flags) gives those of the leading arguments, tensors; None, or anything, where none is needed.
+    """
+
+    @staticmethod
+    def forward(ctx, definition: Callable, product: Callable, gradients: Callable, *args) -> Tensor:
+        ctx.tensors = sum(isinstance(x, Tensor) for x in args)
+        ctx.definition, ctx.gradients, ctx.numbers = definition, gradients, args[ctx.tensors :]
+        ctx.save_for_backward(*args[: ctx.tensors])
+        return product(*args)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        args = *ctx.saved_tensors, *ctx.numbers
+        if wanted():
+            return None, None, None, *by_definition(ctx.definition, args, grad)
+        grads = ctx.gradients(grad, *args, needed=ctx.needs_input_grad[3 : 3 + ctx.tensors])
+        return None, None, None, *grads, *(None for _ in ctx.numbers)
+
+
 def by_definition(definition: Callable, inputs: Sequence, grad: Tensor | Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """Gradients of definition(*inputs), which autograd can follow all the way; None for what needs none.
 

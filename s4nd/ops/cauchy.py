@@ -47,23 +47,7 @@ def cauchy_torch(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
         return _operator(w, x, z)
     if autodiff.is_transformed() or torch.compiler.is_compiling():
         return cauchy_definition(w, x, z)
-    return _Cauchy.apply(w, x, z)
-
-
-class _Cauchy(torch.autograd.Function):
-    @staticmethod
-    def forward(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        return _product(w, x, z)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if autodiff.wanted():
-            return autodiff.by_definition(cauchy_definition, ctx.saved_tensors, grad)
-        return _gradients(grad, *ctx.saved_tensors, of_nodes=ctx.needs_input_grad[2])
+    return autodiff.Own.apply(cauchy_definition, _product, _gradients, w, x, z)
 
 
 def _halves(x: Tensor, z: Tensor) -> tuple[Tensor, ...]:
@@ -97,14 +81,16 @@ def _product(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
     return out
 
 
-def _gradients(grad: Tensor, w: Tensor, x: Tensor, z: Tensor, of_nodes: bool = True) -> tuple[Tensor | None, ...]:
+def _gradients(
+    grad: Tensor, w: Tensor, x: Tensor, z: Tensor, needed: tuple[bool, ...] = (True,) * 3
+) -> tuple[Tensor | None, ...]:
     """Of w, x and z. The quotients' derivatives are their squares, of half sum U = E^2 - F^2 and half difference 2i V, V = F E:
     dk/dp = 2 sum Re(w) U - 2 Im(w) V,  dk/dq = -2 sum Im(w) U + 2 Re(w) V,  dk/dz = -dk/dp."""
     H, N, L = *w.shape[1:3], z.shape[1]
     poles, weights = wide(x), _weights(wide(w))
     slopes = torch.cat([weights[..., :N], 2 * weights[..., N:]], dim=-1)
     of_w, moments = torch.zeros_like(weights), torch.zeros_like(weights)
-    of_z = z.new_empty(z.shape) if of_nodes else None
+    of_z = z.new_empty(z.shape) if needed[2] else None
     for nodes in node_blocks(L, 8 * H * N, w.device):
         g = wide(grad[:, :, nodes]).permute(1, 0, 3, 2).flatten(2)  # (H, J, 2l)
         e, e_im, f, f_im = parts = _halves(poles, wide(z[:, nodes]))
@@ -112,7 +98,7 @@ def _gradients(grad: Tensor, w: Tensor, x: Tensor, z: Tensor, of_nodes: bool = T
         squares = [e * e - e_im * e_im - (f * f - f_im * f_im), 2 * (e * e_im - f * f_im)]
         squares = _stack((*squares, e * f - e_im * f_im, e * f_im + e_im * f))
         moments += g @ squares.mT
-        if of_nodes:
+        if of_z is not None:
             s_re, s_im = (slopes @ squares).chunk(2, dim=-1)
             g_re, g_im = g.chunk(2, dim=-1)
             of_z[:, nodes] = -torch.stack([g_re * s_re + g_im * s_im, g_im * s_re - g_re * s_im], -1).sum(1)

@@ -125,7 +125,7 @@ def test_compiled_and_batched_calls_are_the_same():
 
 
 def test_unknown_backend_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"backend must be one of \('auto', 'torch', 'keops'\), got 'cuda'"):
+    with pytest.raises(ValueError, match=r"backend must be one of \('auto', 'torch', 'keops', 'triton'\), got 'cuda'"):
         cauchy(*arguments(), backend="cuda")
 
 

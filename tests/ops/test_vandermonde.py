@@ -61,7 +61,7 @@ def test_vandermonde_gradients_of_first_and_second_order(form, L, centre):
 
 def test_unknown_backend_is_refused_with_the_known_ones():
     w, x = torch.randn(1, 1, 2, 2), poles(1, 2)
-    with pytest.raises(ValueError, match=r"backend must be one of \('auto', 'torch', 'keops'\), got 'cuda'"):
+    with pytest.raises(ValueError, match=r"backend must be one of \('auto', 'torch', 'keops', 'triton'\), got 'cuda'"):
         vandermonde(w, x, 4, backend="cuda")
 
 
