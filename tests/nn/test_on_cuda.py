@@ -13,7 +13,7 @@ from torch import nn
 from s4nd import S4ND, frozen, param_groups
 from s4nd.nn.kept import numbers_of
 from s4nd.nn.kernels import KERNELS
-from s4nd.ops import cauchy
+from s4nd.ops import cauchy, dispatch
 from tests.fake_cuda import fake_cuda, on_cuda
 
 SIZE = (6, 7, 5)
@@ -52,6 +52,21 @@ def test_forward_makes_every_tensor_on_the_device_and_waits_for_nothing(kernel, 
             evaluated = layer.eval()(u)
         for y, dtype in ((rounded, torch.bfloat16), (evaluated, torch.float32)):
             assert y.is_cuda and y.shape == expected and y.dtype == dtype
+        assert waits.found == [] and waits.uploads == []
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_of_triton_are_made_on_the_device_without_running_it(kernel, monkeypatch):
+    """Fake tensors have no memory that a program could be started on: they are told the result's shape."""
+    pytest.importorskip("triton")
+    layer = layer_of(kernel, backend="triton")
+    monkeypatch.setattr(dispatch, "triton_refusal", lambda device: None)
+    with fake_cuda() as waits:
+        on_cuda(layer)
+        y = layer(torch.empty(2, 8, 6, 7, device="cuda"))
+        assert y.is_cuda and y.requires_grad
+        w, x, z = (torch.empty(*shape, 2, device="cuda") for shape in ((2, 8, 4), (8, 4), (9,)))
+        assert cauchy(w, x, z, backend="triton").shape == (2, 8, 9, 2)
         assert waits.found == [] and waits.uploads == []
 
 
