@@ -25,7 +25,8 @@ def wanted() -> bool:
 class Own(torch.autograd.Function):
     """`Own.apply(definition, product, gradients, *args)`: product(*args), with a backward pass of its own, first order.
 
-    gradients(grad, *args, needed=flags) gives those of the leading arguments, tensors; None, or anything, where none is needed.
+    gradients(grad, *args, needed=flags) gives those of the leading arguments, the tensors: of a single one as it is, of several
+    as a tuple; None, or anything, where none is needed.
     """
 
     @staticmethod
@@ -41,6 +42,7 @@ class Own(torch.autograd.Function):
         if wanted():
             return None, None, None, *by_definition(ctx.definition, args, grad)
         grads = ctx.gradients(grad, *args, needed=ctx.needs_input_grad[3 : 3 + ctx.tensors])
+        grads = (grads,) if isinstance(grads, Tensor) else grads
         return None, None, None, *grads, *(None for _ in ctx.numbers)
 
 

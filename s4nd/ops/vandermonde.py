@@ -169,16 +169,16 @@ def _moments(grad: Tensor, squares: Tensor, L: int) -> Tensor:
     if not L:
         return grad.new_zeros(H, 2, J, N).to(squares.dtype)
     S, T = _factors(J, L)
-    both = grad.new_empty(H, 2, J, T * S)  # 2 g and 2 l g
-    if T * S > L:
-        both[..., L:] = 0
-    of_k, of_lk = both[..., :L].unbind(1)
-    torch.mul(grad.transpose(0, 1), 2, out=of_k)
-    torch.mul(of_k, torch.arange(L, dtype=grad.dtype, device=grad.device), out=of_lk)
-    both = both.view(H, 2 * J * T, S)
-    sums = grad.new_empty(H, 2 * J * T, 2 * N)
-    for heads in head_blocks(H, 2 * N * S, grad.device):
-        torch.bmm(both[heads], torch.view_as_real(_powers(squares[:, heads], S)).flatten(2), out=sums[heads])
+    sums, lags = grad.new_empty(H, 2 * J * T, 2 * N), torch.arange(L, dtype=grad.dtype, device=grad.device)
+    for heads in head_blocks(H, max(2 * N * S, 2 * J * L), grad.device):
+        both = grad.new_empty(sums[heads].shape[0], 2, J, T * S)  # 2 g and 2 l g
+        if T * S > L:
+            both[..., L:] = 0
+        of_k, of_lk = both[..., :L].unbind(1)
+        torch.mul(grad[:, heads].transpose(0, 1), 2, out=of_k)
+        torch.mul(of_k, lags, out=of_lk)
+        powers = torch.view_as_real(_powers(squares[:, heads], S)).flatten(2)
+        torch.bmm(both.view(len(both), 2 * J * T, S), powers, out=sums[heads])
     sums = torch.view_as_complex(sums.view(H, 2, J, T, N, 2))
     return (sums * _powers(squares[S.bit_length() - 1 :], T)[:, None, None]).sum(3) if T > 1 else sums[:, :, :, 0]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from s4nd.ops import centred, pairs, vandermonde
 from s4nd.ssm.align import check_align
 from s4nd.ssm.discretize import bilinear
-from s4nd.ssm.loop import close_loop
+from s4nd.ssm.loop import close_loop, through_loop
 from s4nd.ssm.resolvent import dplr_kernel_cauchy
 
 ALGORITHMS = ("auto", "loops", "cauchy")
@@ -55,20 +55,28 @@ def dplr_kernel(
             Vandermonde products need few exponentials. No GPU was measured; there too it is loops.
 
     Returns:
-        (C, H, L) real, of Lambda's dtype.
+        (C, H, L) real, of C's dtype. Lambda in float64 keeps the phases of late samples whatever that is.
     """
     check_align(align)
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
-    if align == "centre":
-        return centred(dplr_kernel(dt / 2, Lambda, P, B, C, 2 * L, tol=tol, algorithm=algorithm, backend=backend))
+    centre = align == "centre"
+    if centre:
+        dt, L = dt / 2, 2 * L
     if algorithm == "cauchy":
-        return dplr_kernel_cauchy(dt, Lambda, P, B, C, L, tol=tol, backend=backend)
+        k = dplr_kernel_cauchy(dt, Lambda, P, B, C, L, tol=tol, backend=backend).to(C.dtype)
+        return centred(k) if centre else k
     log_a, gain = bilinear(dt[:, None], Lambda)
     rows = torch.cat([C, pairs.conj(P)])  # (C+R, H, N, 2)
     columns = pairs.mul(torch.cat([B[None], P]), gain.to(B.dtype))  # (1+R, H, N, 2)
-    w = pairs.mul(rows[:, None], columns).flatten(0, 1)
-    k = vandermonde(w, log_a, L, backend=backend).to(Lambda.dtype).unflatten(0, (len(rows), len(columns)))
-    for _ in P:
-        k = close_loop(k, tol)
-    return k[:, 0]
+    w = pairs.mul(rows[:, None], columns)  # (C+R, 1+R, H, N, 2)
+    if len(P) == 1:  # what does not go through the loop is needed at the step itself only, not at its half
+        k = vandermonde(w[:-1, 0], log_a, L // 2 if centre else L, centre=centre, backend=backend)
+        g = vandermonde(torch.cat([w[:, 1], w[-1:, 0]]), log_a, L, backend=backend)
+    else:
+        g = vandermonde(w.flatten(0, 1), log_a, L, backend=backend).unflatten(0, (len(rows), len(columns)))
+        for _ in P[1:]:
+            g = close_loop(g, tol)
+        k, g = g[:-1, 0], torch.cat([g[:, 1], g[-1:, 0]])
+        k = centred(k) if centre else k
+    return k - through_loop(g, len(C), tol, centre).squeeze(1)

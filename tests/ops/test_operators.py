@@ -8,7 +8,7 @@ from s4nd.nn.kernels import KERNELS
 from s4nd.ops.vandermonde import _operator as vandermonde
 from s4nd.ops.vandermonde import vandermonde_definition
 from s4nd.ssm.loop import _definition
-from s4nd.ssm.loop import _operator as close_loop
+from s4nd.ssm.loop import _operator as through_loop
 
 F64 = torch.float64
 pytestmark = pytest.mark.filterwarnings("default")  # of the compiler's own parts
@@ -31,11 +31,13 @@ def test_vandermonde_operator_keeps_torchs_contract_and_its_definition(L, centre
     assert torch.autograd.gradcheck(lambda w, x: vandermonde(w, x, L, centre), (w, x))
 
 
-def test_loop_operator_keeps_torchs_contract_and_its_definition():
-    g = torch.rand(3, 2, 2, 5, dtype=F64).requires_grad_()
-    torch.library.opcheck(close_loop, (g, 2))
-    torch.testing.assert_close(close_loop(g, 2), _definition(g, 2), rtol=0, atol=torch.finfo(F64).eps ** (2 / 3))
-    assert torch.autograd.gradcheck(lambda g: close_loop(g, 2), (g,))
+@pytest.mark.parametrize("centre", [False, True])
+def test_loop_operator_keeps_torchs_contract_and_its_definition(centre):
+    g = torch.rand(5, 2, 6, dtype=F64).requires_grad_()  # two outputs, the loop, two inputs
+    torch.library.opcheck(through_loop, (g, 2, 2, centre))
+    atol = 4 * torch.finfo(F64).eps ** (2 / 3)
+    torch.testing.assert_close(through_loop(g, 2, 2, centre), _definition(g, 2, 2, centre), rtol=0, atol=atol)
+    assert torch.autograd.gradcheck(lambda g: through_loop(g, 2, 2, centre), (g,))
 
 
 def test_batch_of_vmap_is_more_heads():

@@ -94,13 +94,14 @@ def test_unknown_algorithm_is_refused():
 
 
 @pytest.mark.parametrize("init", ["legs", "fout"])
-def test_dplr_kernel_in_float32_stays_at_its_stated_bound(init):
-    """Wrap-round and lifted noise are each eps^(4/5) = 2.9e-6 of the kernel with 4 L nodes; the products add a few eps N."""
+def test_dplr_kernel_in_float32_errs_by_its_products_only(init):
+    """The circle, whose noise is lifted, is in float64. Phases l Im x of the definition lose up to 64 eps; the products add a
+    few eps N."""
     dt, A, B, C, P = system(init)
     expected = oracle(dt, A, B, C, P, 64, "bilinear", "edge")
     got = dplr_kernel(*(x.float() for x in (dt, real(A), real(P), real(B), real(C))), 64)
-    bound = 2 * torch.finfo(torch.float32).eps ** 0.8 + 16 * 16 * torch.finfo(torch.float32).eps
-    assert (got - expected).abs().max() <= bound * expected.abs().max()
+    assert got.dtype == torch.float32
+    assert (got - expected).abs().max() <= (64 + 4 * 16) * torch.finfo(torch.float32).eps * expected.abs().max()
 
 
 @pytest.mark.parametrize("init", ["lin", "fout"])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from s4nd.ssm.loop import _definition, close_loop
+from s4nd.ops import blocks, centred
+from s4nd.ssm.loop import _definition, close_loop, through_loop
 
 F64 = torch.float64
 
@@ -47,8 +48,42 @@ def test_closed_loop_is_as_exact_as_asked(tol):
     assert (close_loop(g, tol) - expected).abs().max() <= tol * g.abs().max()
 
 
-@pytest.mark.parametrize("form", [lambda g: close_loop(g, 1e-12), lambda g: _definition(g, 4)])
-def test_gradients_of_first_and_second_order(form):
-    g = passive(3, 2, 2, 5).requires_grad_()
-    assert torch.autograd.gradcheck(form, (g,))
-    assert torch.autograd.gradgradcheck(form, (g,), fast_mode=True)
+def listening(g):
+    """What `through_loop` takes of (I+1, J+1, H, L)."""
+    return torch.cat([g[:, -1], g[-1, :-1]]), len(g) - 1
+
+
+@pytest.mark.parametrize("elements", [1, 2**20])  # a block for each head, one
+@pytest.mark.parametrize("L", [2, 6, 40])
+def test_centred_response_is_that_of_the_samples_in_pairs(monkeypatch, L, elements):
+    monkeypatch.setattr(blocks, "ELEMENTS", elements)
+    g = passive(3, 2, 3, L)
+    expected = centred(g[:-1, :-1] - by_samples(g))
+    got = through_loop(*listening(g), 1e-12, centre=True)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-11 * expected.abs().max())
+
+
+def test_responses_in_float32_go_through_the_loop_in_float64():
+    """The result errs by its own rounding and that of what comes in, which nothing lifts."""
+    g = passive(2, 2, 3, 50)
+    expected = by_samples(g.float().double())
+    assert (close_loop(g.float(), 1e-7) - expected).abs().max() <= 4 * torch.finfo(torch.float32).eps * g.abs().max()
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize(
+    "form", [lambda g, n, centre: through_loop(g, n, 1e-12, centre), lambda g, n, centre: _definition(g, n, 4, centre)]
+)
+def test_gradients_of_first_and_second_order(form, centre):
+    g, outputs = listening(passive(3, 3, 2, 6))
+    function = lambda g: form(g, outputs, centre)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (g.requires_grad_(),))
+    assert torch.autograd.gradgradcheck(function, (g,), fast_mode=True)
+
+
+def test_backward_pass_may_run_again():
+    """It leaves what the forward pass kept as it is."""
+    g, outputs = listening(passive(2, 2, 3, 6))
+    y = through_loop(g.requires_grad_(), outputs, 1e-12, centre=True).square().sum()
+    first, again = (torch.autograd.grad(y, g, retain_graph=True) for _ in range(2))
+    assert torch.equal(*first, *again)

@@ -78,6 +78,5 @@ class S4Kernel(ContinuousKernel):
     def _kernel(self, p: Values, C: Tensor, L: int, rate: float, align: str) -> Tensor:
         dt, Lambda, *rest = self._system(p, C, rate)
         tol = torch.finfo(C.dtype).eps
-        # Loops in float64 need no more nodes than samples, and phases lose no digits.
-        dt, Lambda = wide(dt), wide(Lambda)
-        return dplr_kernel(dt, Lambda, *rest, L, align=align, tol=max(tol, 1e-11), backend=self.backend).to(C.dtype)
+        dt, Lambda = wide(dt), wide(Lambda)  # phases lose no digits
+        return dplr_kernel(dt, Lambda, *rest, L, align=align, tol=max(tol, 1e-11), backend=self.backend)
