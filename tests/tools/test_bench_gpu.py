@@ -98,9 +98,7 @@ def fails():
     raise RuntimeError("no backend\nand more")
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*fork.*:DeprecationWarning"
-)  # of a process with threads: the sections here compute nothing
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # of threads: nothing is computed here
 @pytest.mark.parametrize(
     "last, reason",
     [

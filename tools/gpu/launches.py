@@ -21,7 +21,16 @@ from s4nd import S4ND
 from s4nd.ops import dispatch
 
 MODES = {"forward": False, "forward and backward": True}
-NO_LAUNCH = ("empty", "new_empty", "detach", "alias", "lift_fresh", "_unsafe_view", "_local_scalar_dense")
+NO_LAUNCH = (
+    "empty",
+    "new_empty",
+    "detach",
+    "alias",
+    "lift_fresh",
+    "_unsafe_view",
+    "_local_scalar_dense",
+    "promote_types",
+)
 
 
 class Launches(TorchDispatchMode):
@@ -32,8 +41,8 @@ class Launches(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._schema.name.partition("::")[2]
-        self.count += not (function.is_view or name.startswith(NO_LAUNCH))
+        library, _, name = function._schema.name.partition("::")  # "prim" has questions, such as where a fake tensor is
+        self.count += library != "prim" and not (function.is_view or name.startswith(NO_LAUNCH))
         return function(*args, **(kwargs or {}))
 
 
@@ -99,6 +108,7 @@ def compiled(make: Callable[..., S4ND], size: list[int], settings: Settings) -> 
     if not settings.compiles:
         raise RuntimeError("left out by --quick: compilation takes longer than everything else")
     layer = make(device=settings.device)
+    layer.all_kernel_lags(size)  # a backend that cannot run says so more clearly uncompiled
     function = torch.compile(lambda: layer.all_kernel_lags(size), fullgraph=True)
     if settings.device.type == "cuda":
         both = kernels_of(lambda: backward(function()))
