@@ -122,9 +122,8 @@ def dplr_step(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, *, al
     S = pairs.div(one, one - h * Lambda)
     g, k = 2 * h * pairs.mul(Lambda, S), pairs.mul(S, pairs.conj(P))
     core = torch.eye(len(P), dtype=h.dtype, device=h.device) / h + _products(k, P)  # (H, R, R)
-    inverse, _ = torch.linalg.inv_ex(
-        core
-    )  # has a positive real part: a check that it is regular would wait for the device
+    # Its symmetric part is positive: it is regular, and a check of that would wait for the device.
+    inverse, _ = torch.linalg.inv_ex(core)
     q = 2 * _combine(pairs.mul(S, P), inverse)
     b = 2 * h * (pairs.mul(S, B) - 0.5 * _combine(q, _products(k, B[None]))[0])
     D = 2 * pairs.mul(C, b)[..., 0].sum(-1)
