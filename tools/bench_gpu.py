@@ -1,7 +1,9 @@
-"""All that a GPU has to show of S4ND, in one run of less than nine minutes, with torch and timm and nothing else.
+"""All that a GPU has to show of S4ND, in one run of less than nine minutes, with torch, timm and einops alone.
 
-    python tools/bench_gpu.py --out runs/bench_gpu
+    PYTHONPATH=. python tools/bench_gpu.py --out runs/bench_gpu
     python tools/bench_gpu.py --quick --device cpu
+
+The first line needs no installation.
 
 Correctness of every backend, algorithm and dtype; the layer against depthwise convolutions, FFTs and the memory's limit; the
 generation of kernels and the programs that it starts; sequences against attention; models of images and clips against timm's
@@ -32,17 +34,17 @@ from gpu.report import line, picture
 from gpu.runner import run_section
 from gpu.settings import Row, Section, Settings, quick
 
+WHOLE = 500.0  # seconds of all sections together
 # Each with the seconds that it may take; the last one has whatever is left of the whole.
 SECTIONS: dict[str, tuple[Section, float]] = {
-    "correct": (correct, 80),
-    "layer": (layer.layer, 130),
-    "generation": (layer.generation, 50),
-    "launches": (launches, 50),
-    "attention": (layer.attention, 40),
-    "video": (models.video, 70),
-    "images": (models.images, 530),
+    "correct": (correct, 60),
+    "layer": (layer.layer, 110),
+    "generation": (layer.generation, 40),
+    "launches": (launches, 35),
+    "attention": (layer.attention, 25),
+    "video": (models.video, 50),
+    "images": (models.images, WHOLE),
 }
-WHOLE = 530.0  # seconds of all sections together
 LEAST = 10.0  # seconds with which a section is begun
 
 

@@ -66,7 +66,7 @@ def convolutions(settings: Settings) -> Iterator[Row]:
             for name in dict.fromkeys(("auto", *ALGORITHMS, "fused")):
                 if name == "kronecker" and torch.Size(size).numel() > 256:
                     continue  # a matrix of all pairs of samples
-                plain = partial(plain_convolution, name if name in ALGORITHMS else "toeplitz")
+                plain = partial(plain_convolution, name if name in ("fft", "kronecker") else "toeplitz")
                 measure = partial(errors, partial(convolution, name), plain, inputs, DTYPES[dtype])
                 yield Row(f"convolution {'x'.join(map(str, size))}, {dtype}", name, measure)
 

@@ -12,7 +12,6 @@ from gpu.measure import timed
 from gpu.settings import Row, Settings, Values
 from torch import Tensor, nn
 
-import s4nd.models  # noqa: F401, registers the models
 from s4nd import frozen
 
 MODES = ("training", "evaluation")
@@ -92,6 +91,8 @@ def build(name: str, options: dict[str, Any]) -> nn.Module:
         from torchvision.models.video import s3d
 
         return s3d(num_classes=400)
+    import s4nd.models  # noqa: F401, registers the models; inside: without einops everything else is measured
+
     return timm.create_model(name, **options)
 
 
