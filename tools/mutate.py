@@ -154,7 +154,8 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         print(error, file=sys.stderr)
         return 2
     entries = [entry for entry in entries if args.only is None or entry.name in args.only]
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins would take seconds, too
+    # Plugins would take seconds, too. Triton must know before it is imported that it is interpreted, see tests/conftest.py.
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TRITON_INTERPRET": "1"}
     for library in LIBRARIES:
         importlib.import_module(library)
     width, start = max(len(entry.name) for entry in entries), time.perf_counter()

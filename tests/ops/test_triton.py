@@ -1,6 +1,7 @@
 """Triton's forms of the products, run by its interpreter, against their definitions in float64; and when they are chosen."""
 
 import functools
+import importlib.util
 import logging
 import os
 
@@ -19,7 +20,10 @@ CPU = torch.device("cpu")
 triton_vandermonde = functools.partial(vandermonde, backend="triton")
 triton_cauchy = functools.partial(cauchy, backend="triton")
 pytestmark = [
-    pytest.mark.skipif(dispatch.triton_refusal(CPU) is not None, reason=f"Triton: {dispatch.triton_refusal(CPU)}"),
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1: tensors are on the CPU"
+    ),
     pytest.mark.filterwarnings("default"),  # of the interpreter: numpy's on infinite values, which no sum takes
 ]
 
@@ -143,6 +147,10 @@ def test_state_space_kernel_is_the_same_on_every_backend(algorithm):
         dplr_kernel(dt, Lambda, P, B[0], C, 33, algorithm=algorithm, backend=b) for b in ("torch", "triton")
     )
     torch.testing.assert_close(triton_k, torch_k, rtol=0, atol=1e-12 * torch_k.abs().max().item())
+
+
+def test_small_run_is_right():
+    assert dispatch.triton_refusal(CPU) is None
 
 
 def test_auto_is_torch_on_a_cpu_even_where_the_interpreter_runs():
