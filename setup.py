@@ -25,6 +25,7 @@ setup(
         "omegaconf>=2.3",
         "pillow>=10.1",
         "pyyaml>=6.0",
+        "packaging>=22.0",
         "safetensors>=0.4.3",
         "tensorboard>=2.16",
         "tqdm>=4.65",

@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from s4nd.train.report import Run, read_run
+from s4nd.train.commands.report import Run, read_run
 
 STYLES = ("-", "--", "-.", ":")  # runs that are equal lie upon each other
 

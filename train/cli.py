@@ -13,27 +13,29 @@ from s4nd.nn.resolution import MODEL_RESAMPLE
 from s4nd.ops import BackendError
 
 from .checkpoint import read_checkpoint
-from .compare import Comparison, compare
+from .commands import doctor
+from .commands.compare import Comparison, compare
+from .commands.convert import convert_checkpoint
+from .commands.export import INSTALL, export_model
+from .commands.report import write_report
+from .commands.watch import Top, watch
 from .config import load_config
-from .convert import convert_checkpoint
 from .device import choose_device
 from .engine import DivergedError, train
-from .export import INSTALL, export_model
 from .processes import join, leave
-from .report import write_report
 from .requests import Interrupted
 from .resolution import require_matplotlib
 from .task import TASKS
-from .watch import Top, watch
 
 USER_ERRORS = (ValueError, KeyError, OSError, ImportError, BackendError, DivergedError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, or 2 after an error of the user's to mend, or 128 + n after signal n."""
+    """Run the command; returns its exit status: 0, or the command's own, or 2 after an error of the user's to mend, or 128 + n
+    after signal n."""
     args = _parser().parse_args(argv)
     try:
-        args.command(args)
+        return args.command(args) or 0
     except USER_ERRORS as error:
         if args.debug:
             raise
@@ -47,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("s4nd: interrupted; resume=auto continues a training", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,6 +188,7 @@ COMMANDS = {  # arguments, what they call, what that does
     "export": (_export_arguments, _export, "a file that runs without s4nd, for one size of images or clips"),
     "convert": (_convert_arguments, _convert, "weights of the reference implementation as ours"),
     "watch": (_watch_arguments, _watch, "the running answer of a causal video model while a file decodes"),
+    "doctor": (doctor.add_arguments, doctor.run, "try what is installed here; exit status 1 if something is wrong"),
 }
 
 

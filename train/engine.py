@@ -161,9 +161,10 @@ class Trainer:
         """After each step: log it, save the state, or stop, where that is due."""
         config = self.config
         if self.position.steps % config.log_every == 0:
-            self.check_finite()
+            bad, loss, grad_norm = self.learner.steps().read()
+            self.check_finite(bad)
             if log is not None:
-                log.write_step(self.step_record())
+                log.write_step(self.step_record(loss, grad_norm))
         wish = requests.agreed()
         if wish or (config.save_every_steps and self.position.steps % config.save_every_steps == 0):
             self.check_finite()  # NaN must not take the place of a good state
@@ -215,9 +216,13 @@ class Trainer:
         self.learner.steps()(images, labels, self.epoch, self.step + 1, with_norm=is_logged)
         self.step += 1
 
-    def check_finite(self) -> None:
-        """DivergedError if the loss of a step of this epoch was not finite, in any process. It waits for the device."""
-        bad = int(self.learner.steps().bad_step)
+    def check_finite(self, bad: int | None = None) -> None:
+        """DivergedError if the loss of a step of this epoch was not finite, in any process.
+
+        Args:
+            bad: the first such step, 0 if there was none; None to ask the device, which is to wait for it.
+        """
+        bad = int(self.learner.steps().bad_step) if bad is None else bad
         if any(sum_over_processes([bad > 0], self.place.device)):
             at = f"step {bad}" if bad else f"a step up to {self.step}, in another process"
             raise DivergedError(
@@ -225,11 +230,11 @@ class Trainer:
                 "good epoch are kept. A smaller optim.lr, or optim.clip_grad=1, may help"
             )
 
-    def step_record(self) -> dict:
+    def step_record(self, loss: float, grad_norm: float) -> dict:
         """The step just made, for the log."""
         update, (time_before, images_before) = self.learner.steps(), self.logged
-        record = {"step": self.step, "epoch": self.epoch + 1, "loss": update.loss.item(), "lr": self.learner.lr()}
-        record |= {"grad_norm": update.grad_norm.item(), "memory_mib": memory_mib(self.place.device)}
+        record = {"step": self.step, "epoch": self.epoch + 1, "loss": loss, "lr": self.learner.lr()}
+        record |= {"grad_norm": grad_norm, "memory_mib": memory_mib(self.place.device)}
         self.logged = time.perf_counter(), update.images
         rate = (update.images - images_before) / (self.logged[0] - time_before)
         return record | {"images_per_second": self.place.world_size * rate}

@@ -40,7 +40,7 @@ def evaluate(
     """
     model.eval()
     criterion = task.criterion(reduction="sum")
-    totals = torch.zeros(3, dtype=widest(device), device=device)
+    totals, count = torch.zeros(2, dtype=widest(device), device=device), 0  # nothing waits for the device
     with frozen(model):
         for images, labels in batches:
             labels = labels.to(device, non_blocking=True)
@@ -51,10 +51,9 @@ def evaluate(
                 logits = task.over_clips(torch.cat(parts))
             right, loss = task.right(logits, labels).sum(), criterion(logits, labels)
             answers = labels.numel() // len(labels)  # for each image
-            totals += torch.stack(
-                [right.to(totals) / answers, loss.to(totals) / answers, totals.new_tensor(len(labels))]
-            )
-    right, loss, count = sum_over_processes(totals, device)
+            totals += torch.stack([right, loss]).to(totals) / answers
+            count += len(labels)
+    right, loss, count = sum_over_processes([*totals.tolist(), count], device)
     if not count:
         raise ValueError("there is no image to evaluate on")
     return Score(right / count, loss / count, int(count))

@@ -1,12 +1,12 @@
 """From a config to a timm model at the resolution of one stage, and from pixels to its input."""
 
 import difflib
+from functools import lru_cache
 
 import timm
 import torch
 from timm.models import get_model_input_config, is_model
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import normalize
 
 import s4nd.models  # noqa: F401  registers S4ND's models with timm
 from s4nd import S4ND, set_bandlimit, set_resample
@@ -120,6 +120,8 @@ def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
     luma is the luma of the means, and so is the std where the colours of an image go up and down together.
     """
     mean, std = tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
+    if 0 in std:
+        raise ValueError(f"the std of every channel of the input must not be 0, got pretrained_cfg['std']={std}")
     if channels(model) != 1 or len(mean) == 1:
         return mean, std
     return tuple((sum(weight * x for weight, x in zip(LUMA, values, strict=True)) / 1000,) for values in (mean, std))
@@ -135,6 +137,13 @@ def to_input(images: Tensor, model: nn.Module, device: torch.device) -> Tensor:
         images = to_grey(images, dim=1).unsqueeze(1)
     images = images.float().div_(255)
     pixels = images if images.ndim == 4 else images.transpose(1, 2)  # the channels third from last
-    mean, std = normalisation(model)
-    normalize(pixels, list(mean), list(std), inplace=True)
+    mean, std = (per_channel(values, device) for values in normalisation(model))
+    pixels.sub_(mean).div_(std)
     return images
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # it outlives it
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1), kept on the device: every copy to it would wait for it."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]

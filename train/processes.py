@@ -6,7 +6,6 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from timm.utils.distributed import init_distributed_device_so
-from torch import Tensor
 from torch import distributed as dist
 
 from s4nd.ops.precision import widest
@@ -73,9 +72,10 @@ def from_first(make: Callable[[], T]) -> T:
     return value
 
 
-def sum_over_processes(values: Sequence[float] | Tensor, device: torch.device) -> list[float]:
-    """Elementwise sums over the processes."""
-    total = torch.as_tensor(values, dtype=widest(device), device=device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total)
+def sum_over_processes(values: Sequence[float], device: torch.device) -> list[float]:
+    """Elementwise sums over the processes; of one process alone nothing goes to the device and back."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [float(x) for x in values]
+    total = torch.tensor(values, dtype=widest(device), device=device)
+    dist.all_reduce(total)
     return total.tolist()

@@ -60,11 +60,18 @@ class Step:
 
     def begin(self, loss_sum: float = 0.0, images: int = 0) -> None:
         """A new epoch, or one that goes on."""
-        self.loss_sum = torch.tensor(loss_sum, dtype=widest(self.device), device=self.device)
+        self.loss_sum = torch.full((), loss_sum, dtype=widest(self.device), device=self.device)
         self.images = images
         self.bad_step = torch.zeros((), dtype=torch.int64, device=self.device)  # 0: none
         self.grad_norm: Tensor | None = None
         self.loss: Tensor | None = None
+
+    def read(self) -> tuple[int, float, float]:
+        """The first step whose loss was not finite, 0 if there was none, the last step's loss and the norm of its gradient, NaN
+        if it was not kept. It waits for the device, once."""
+        norm = torch.full_like(self.loss, torch.nan) if self.grad_norm is None else self.grad_norm.to(self.loss)
+        bad, loss, norm = torch.stack([self.bad_step.to(self.loss), self.loss, norm]).tolist()
+        return int(bad), loss, norm
 
     def __call__(self, images: Tensor, targets: Tensor, epoch: int, step: int, *, with_norm: bool = False) -> None:
         """One update.

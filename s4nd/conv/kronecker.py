@@ -45,8 +45,9 @@ def forward(u: Tensor, kernels: Sequence[Tensor], skip: Tensor | None) -> Tensor
     y = like_output(u, C)
     for heads in _blocks(kernels):
         rows = _rows(u[:, heads])
-        for c, K in enumerate(_matrices(kernels, skip, heads)):
-            y[:, c, heads] = torch.bmm(rows, K.mT).transpose(0, 1).unflatten(-1, u.shape[2:])
+        for c, K in enumerate(one_matrix([k[:, :, heads] for k in kernels])):
+            product = _product(rows, K.mT, skip, c, heads)
+            y[:, c, heads] = product.transpose(0, 1).unflatten(-1, u.shape[2:])
     return y
 
 
@@ -61,7 +62,8 @@ def backward(
     for heads in _blocks(kernels):
         grads = [_rows(grad[:, c, heads]) for c in range(grad.shape[1])]  # (h, B, n)
         if of_u:
-            total = sum(torch.bmm(g, K) for g, K in zip(grads, _matrices(kernels, skip, heads), strict=True))
+            K = one_matrix([k[:, :, heads] for k in kernels])
+            total = sum(_product(g, K[c], skip, c, heads) for c, g in enumerate(grads))
             grad_u[:, heads] = total.transpose(0, 1).unflatten(-1, u.shape[2:])
         if of_skip or any(of_k):
             rows = _rows(u[:, heads])
@@ -86,12 +88,10 @@ def _rows(u: Tensor) -> Tensor:
     return u.flatten(2).transpose(0, 1).contiguous()
 
 
-def _matrices(kernels: Sequence[Tensor], skip: Tensor | None, heads: slice) -> Tensor:
-    """The matrices of some heads with the skip on their diagonals: (C, h, n, n)."""
-    K = one_matrix([k[:, :, heads] for k in kernels])
-    if skip is not None:
-        K.diagonal(dim1=-2, dim2=-1).add_(skip[:, heads, None])
-    return K
+def _product(rows: Tensor, K: Tensor, skip: Tensor | None, c: int, heads: slice) -> Tensor:
+    """rows K + skip rows: (h, B, n). The skip comes last: a large term at the beginning takes the digits of small ones."""
+    y = torch.bmm(rows, K)
+    return y if skip is None else y.addcmul_(rows, skip[c, heads, None, None])
 
 
 def _factor_grads(grad: Tensor, parts: list[Tensor]) -> list[Tensor]:

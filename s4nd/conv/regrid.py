@@ -11,6 +11,7 @@ from torch import Tensor
 
 from s4nd.conv.dilated import dilated
 from s4nd.conv.held import held
+from s4nd.ops.precision import widest
 
 REGRID = {"hold": held, "dilate": dilated}
 
@@ -27,13 +28,14 @@ def regrid(k: Tensor, n: int, way: str, *, align: str, causal: bool) -> Tensor:
     if n == b:
         return k
     if (2 * n - 1) * (2 * b - 1) <= MATRIX:
-        return k @ _matrix(n, b, way, align, causal).to(k)
+        return k @ _matrix(n, b, way, align, causal, k.device, k.dtype)
     return REGRID[way](k, n, align=align, causal=causal)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # it outlives it
-def _matrix(n: int, b: int, way: str, align: str, causal: bool) -> Tensor:
-    """(2b - 1, 2n - 1) float64: what each lag takes of every trained one."""
+def _matrix(n: int, b: int, way: str, align: str, causal: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(2b - 1, 2n - 1): what each lag takes of every trained one. Made on the device: a copy to it would wait for it."""
     with torch.no_grad():
-        return REGRID[way](torch.eye(2 * b - 1, dtype=torch.float64), n, align=align, causal=causal)
+        every = torch.eye(2 * b - 1, dtype=widest(device), device=device)
+        return REGRID[way](every, n, align=align, causal=causal).to(dtype)

@@ -350,7 +350,8 @@ class S4ND(SampledModule):
         """(B, C, H, *axes) -> (B, H * channels, *axes), or the sum over H (B, O * channels, *axes) of the dense layer."""
         if self.out_channels is None:
             return y[:, 0] if self.channels == 1 else y.flatten(1, 2)
-        return y.sum(2).unflatten(1, (self.out_channels, self.channels)).transpose(1, 2).flatten(1, 2)
+        y = y.sum(2, dtype=y.dtype)  # left to choose, autocast on CUDA takes float32
+        return y.unflatten(1, (self.out_channels, self.channels)).transpose(1, 2).flatten(1, 2)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)

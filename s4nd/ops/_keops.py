@@ -1,39 +1,44 @@
 """KeOps forms of the Vandermonde and Cauchy products: no N x L matrix is ever held, memory is that of inputs and result.
 
-KeOps compiles the formula at its first use, with the machine's C++ compiler. Asking for this backend where it cannot run
-is an error with the reason; nothing falls back silently.
+KeOps compiles a formula at its first use, with the machine's C++ compiler; `_keops_guard` lets it, and says why where it
+cannot. Nothing falls back silently.
 """
-
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from s4nd.ops.dispatch import BackendError
+from s4nd.ops._keops_guard import lazy_tensor
+from s4nd.ops.cauchy import cauchy_definition
+from s4nd.ops.vandermonde import vandermonde_definition
+
+# The small products that are tried: weights (1, 1, 2, 2), poles (1, 2, 2), and 2 samples or nodes.
+SMALL_W, SMALL_X = (((((1.0, -0.5), (0.25, 2.0)),),), (((-0.5, 1.0), (-1.0, -2.0)),))
+SMALL_Z = ((0.5, 0.25), (1.0, -1.0))
 
 
-@cache
-def _lazy_tensor() -> type:
-    """pykeops.torch.LazyTensor, once a small product has really been computed with it."""
-    try:
-        from pykeops.torch import LazyTensor
-
-        x = torch.arange(3.0)[:, None]
-        total = (LazyTensor(x[:, None]) * LazyTensor(x[None])).sum(1)  # (3, 1): x_i * sum x
-        if not torch.equal(total, 3 * x):
-            raise RuntimeError(f"a test product gave {total.flatten().tolist()}, not [0.0, 3.0, 6.0]")
-    except Exception as error:
-        # KeOps fails in many ways (no package, no compiler, a broken cache): all mean that it cannot be used here.
-        raise BackendError(
-            f"backend='keops' cannot run here: {error!r}; install it with pip install 's4nd[keops]' and a C++ compiler, "
-            "clear its cache with pykeops.clean_pykeops(), or use backend='torch'"
-        ) from error
-    return LazyTensor
-
-
+@torch.compiler.disable  # it breaks the graph: the tracer of torch.compile cannot follow KeOps
 def vandermonde_keops(w: Tensor, x: Tensor, L: int) -> Tensor:
-    """`vandermonde_definition` as a KeOps reduction over n; same arguments and result."""
-    LazyTensor = _lazy_tensor()
+    """`vandermonde_definition` as a KeOps reduction over n; same arguments and result.
+
+    Raises:
+        BackendError: KeOps cannot compute it here; the message says why.
+    """
+    LazyTensor = lazy_tensor(_vandermonde, vandermonde_definition, (w, x, L), (SMALL_W, SMALL_X, 2))
+    return _vandermonde(LazyTensor, w, x, L)
+
+
+@torch.compiler.disable
+def cauchy_keops(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
+    """`cauchy_definition` as a KeOps reduction over n (see ops/cauchy.py); same arguments and result.
+
+    Raises:
+        BackendError: KeOps cannot compute it here; the message says why.
+    """
+    LazyTensor = lazy_tensor(_cauchy, cauchy_definition, (w, x, z), (SMALL_W, SMALL_X, SMALL_Z))
+    return _cauchy(LazyTensor, w, x, z)
+
+
+def _vandermonde(LazyTensor: type, w: Tensor, x: Tensor, L: int) -> Tensor:
     l = torch.arange(max(2, L), dtype=x.dtype, device=x.device)  # noqa: E741
     l = LazyTensor(l.expand(*w.shape[:2], -1)[..., None, None].contiguous())  # noqa: E741  (J, H, L, 1, 1)
     v, y = _reduced(LazyTensor, w.to(x.dtype), x)
@@ -42,9 +47,7 @@ def vandermonde_keops(w: Tensor, x: Tensor, L: int) -> Tensor:
     return 2 * terms.sum(dim=3)[:, :, :L, 0].to(w.dtype)
 
 
-def cauchy_keops(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
-    """`cauchy_definition` as a KeOps reduction over n (see ops/cauchy.py); same arguments and result."""
-    LazyTensor = _lazy_tensor()
+def _cauchy(LazyTensor: type, w: Tensor, x: Tensor, z: Tensor) -> Tensor:
     L = z.shape[-2]
     nodes = z.expand(*w.shape[:2], L, 2)
     if L == 1:

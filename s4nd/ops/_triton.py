@@ -30,7 +30,7 @@ def responses(J: int) -> int:
 
 def vandermonde_triton(w: Tensor, x: Tensor, L: int, centre: bool = False) -> Tensor:
     """`vandermonde_definition` in one pass over the modes; same arguments and result."""
-    if operators.serve(x):
+    if operators.serve(x) or operators.is_fake(x):
         return _operator(w, x, L, centre)
     if autodiff.is_transformed():
         return vandermonde_definition(w, x, L, centre)

@@ -18,6 +18,11 @@ def serve(x: Tensor) -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type in DEVICES
 
 
+def is_fake(x: Tensor) -> bool:
+    """Whether a tensor has a shape and no numbers, so that a program of its own for its device cannot run on it."""
+    return type(x) not in (Tensor, torch.nn.Parameter) and torch._subclasses.fake_tensor.is_fake(x)
+
+
 def operator(signature: str, function: Callable, like: Callable, heads: Axes, out_heads: Axes):
     """`function` as the operator s4nd::signature, `like` makes empty results, contiguous ones.
 

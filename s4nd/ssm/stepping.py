@@ -118,11 +118,13 @@ def dplr_step(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, *, al
     check_align(align)
     dt, Lambda, P, B, C = (wide(t) for t in (dt, Lambda, P, B, C))
     h = (dt / 4 if align == "centre" else dt / 2)[:, None, None]
-    one = torch.tensor([1.0, 0.0], dtype=h.dtype, device=h.device)
+    one = torch.eye(2, dtype=h.dtype, device=h.device)[0]
     S = pairs.div(one, one - h * Lambda)
     g, k = 2 * h * pairs.mul(Lambda, S), pairs.mul(S, pairs.conj(P))
     core = torch.eye(len(P), dtype=h.dtype, device=h.device) / h + _products(k, P)  # (H, R, R)
-    q = 2 * _combine(pairs.mul(S, P), torch.linalg.inv(core))
+    # Its symmetric part is positive: it is regular, and a check of that would wait for the device.
+    inverse, _ = torch.linalg.inv_ex(core)
+    q = 2 * _combine(pairs.mul(S, P), inverse)
     b = 2 * h * (pairs.mul(S, B) - 0.5 * _combine(q, _products(k, B[None]))[0])
     D = 2 * pairs.mul(C, b)[..., 0].sum(-1)
     c = _readout(C + pairs.mul(C, g)) - torch.einsum("hcr,rhn->chn", _products(C, q), _readout(k))

@@ -252,3 +252,20 @@ def test_a_block_for_each_head_gives_what_one_block_gives(monkeypatch, algorithm
         results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
     for one_by_one, together in zip(*results, strict=True):
         torch.testing.assert_close(one_by_one, together, rtol=0, atol=1e-12 * together.detach().abs().max())
+
+
+@pytest.mark.parametrize("images", [2, 4, 128])
+def test_one_matrix_rounds_no_more_than_its_definition_beside_a_large_skip(images):
+    """In float32, values and the gradient of u: a skip within the matrix would take the digits of the small terms."""
+    torch.manual_seed(0)
+    exact = torch.randn(images, 8, 8, 8), 10 + torch.randn(1, 8), *(torch.randn(2, 1, 8, 15) / 100 for _ in range(2))
+    probe, found = torch.randn(images, 1, 8, 8, 8), []
+    plain = lambda u, skip, *kernels: definition(u, kernels, skip, ["kronecker"] * 2)  # noqa: E731
+    own_form = lambda u, skip, *kernels: separable_conv(u, kernels, skip, algorithm="kronecker")  # noqa: E731
+    for function, dtype in ((plain, F64), (own_form, torch.float32), (plain, torch.float32)):
+        leaves = [x.to(dtype).requires_grad_() for x in exact]
+        y = function(*leaves)
+        found.append([y.detach(), *torch.autograd.grad(y, leaves[:1], probe.to(dtype))])
+    for right, mine, theirs in zip(*found, strict=True):
+        errors = [(x.double() - right).abs().max().item() for x in (mine, theirs)]
+        assert errors[0] <= 2 * max(errors[1], torch.finfo(torch.float32).eps * right.abs().max().item() / 2)

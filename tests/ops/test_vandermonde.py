@@ -1,8 +1,5 @@
 """The fast forms of the Vandermonde product against its definition, and their gradients against differences."""
 
-import functools
-import sys
-
 import pytest
 import torch
 
@@ -63,28 +60,3 @@ def test_unknown_backend_is_refused_with_the_known_ones():
     w, x = torch.randn(1, 1, 2, 2), poles(1, 2)
     with pytest.raises(ValueError, match=r"backend must be one of \('auto', 'torch', 'keops', 'triton'\), got 'cuda'"):
         vandermonde(w, x, 4, backend="cuda")
-
-
-def test_keops_that_cannot_run_raises_with_the_reason(monkeypatch):
-    """A backend that was asked for is never replaced in silence."""
-    from s4nd.ops import _keops
-
-    monkeypatch.setitem(sys.modules, "pykeops.torch", None)
-    _keops._lazy_tensor.cache_clear()
-    with pytest.raises(RuntimeError, match=r"backend='keops' cannot run here.*pip install"):
-        vandermonde(torch.randn(1, 1, 2, 2), poles(1, 2), 4, backend="keops")
-    _keops._lazy_tensor.cache_clear()
-
-
-@pytest.mark.filterwarnings("default")  # of pykeops
-@pytest.mark.parametrize("centre", [False, True])
-def test_keops_equals_definition_with_gradients(centre):
-    pytest.importorskip("pykeops", reason="needs the extra: pip install 's4nd[keops]'")
-    torch.manual_seed(0)
-    keops = functools.partial(vandermonde, backend="keops")
-    leaves = torch.randn(6, 3, 5, 2, dtype=F64, requires_grad=True), poles(3, 5).requires_grad_()
-    expected, got = (form(*leaves, 7, centre=centre) for form in (vandermonde_definition, keops))
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12 * expected.detach().abs().max())
-    probe = torch.randn_like(expected)
-    for g, e in zip(*(torch.autograd.grad((y * probe).sum(), leaves) for y in (got, expected)), strict=True):
-        torch.testing.assert_close(g, e, rtol=0, atol=1e-11 * e.abs().max())

@@ -62,7 +62,7 @@ def write_run(folder: Path, accuracies: list[float], split: str = "test") -> Pat
 
 
 def test_runs_are_drawn_with_the_accuracies_of_their_logs(draw, tmp_path):
-    from s4nd.train.report import read_run
+    from s4nd.train.commands.report import read_run
 
     logs = {"zoh": [0.25, 0.5], "dirac": [0.25, 0.375, 0.75]}
     folders = [write_run(tmp_path / name, accuracies) for name, accuracies in logs.items()]

@@ -112,7 +112,7 @@ def test_eval_brings_the_same_classes_in_another_order_by_name(config, folder, c
         monkeypatch.setattr(type(data), "__getitem__", lambda self, i: (read(self, i)[0], int(self.labels[i])))
         return data
 
-    monkeypatch.setattr("s4nd.train.compare.build_dataset", backwards)
+    monkeypatch.setattr("s4nd.train.commands.compare.build_dataset", backwards)
     status, out, _ = evaluate(path, folder, capsys)
     assert status == 0 and f"{100 * accuracy:.1f} % at 8 (trained)" in out
 

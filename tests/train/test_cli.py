@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from s4nd.train import compare
 from s4nd.train.checkpoint import read_checkpoint
 from s4nd.train.cli import main
+from s4nd.train.commands import compare
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = ["model.args.embed_dim=8", "model.args.depth=1", "device=cpu"]

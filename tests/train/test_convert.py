@@ -14,7 +14,7 @@ from timm.models import load_checkpoint
 
 from s4nd.models.reference_weights import convert_reference
 from s4nd.train.cli import main
-from s4nd.train.convert import convert_checkpoint, read_reference
+from s4nd.train.commands.convert import convert_checkpoint, read_reference
 from tests.reference import video_state
 
 GOLDEN = Path(__file__).parents[1] / "golden"

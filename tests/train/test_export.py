@@ -9,8 +9,8 @@ import torch
 
 from s4nd.train.checkpoint import Meta, load_model, save_checkpoint
 from s4nd.train.cli import main
+from s4nd.train.commands.export import export_model
 from s4nd.train.config import config_from_dict
-from s4nd.train.export import export_model
 from s4nd.train.model import build_model
 
 META = Meta(epoch=1, stage=0, accuracy=0.5, classes=["cat", "dög"], weights="model")
@@ -205,7 +205,9 @@ def test_size_below_the_models_least_is_refused_with_both_sizes(checkpoint, tmp_
 
 def test_missing_onnx_package_is_named_with_the_extra(checkpoint, tmp_path, monkeypatch):
     found = importlib.util.find_spec
-    monkeypatch.setattr("s4nd.train.export.find_spec", lambda name: None if name == "onnxscript" else found(name))
+    monkeypatch.setattr(
+        "s4nd.train.commands.export.find_spec", lambda name: None if name == "onnxscript" else found(name)
+    )
     with pytest.raises(ImportError, match=r"needs .*onnxscript: pip install 's4nd\[onnx\]'"):
         export_model(checkpoint(), tmp_path / "model.onnx")
 
@@ -220,7 +222,9 @@ def test_opset_that_the_exporter_cannot_give_is_refused(checkpoint, tmp_path):
 @onnx
 def test_without_onnxruntime_the_file_is_written_and_said_to_be_unchecked(checkpoint, tmp_path, monkeypatch, capsys):
     found = importlib.util.find_spec
-    monkeypatch.setattr("s4nd.train.export.find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    monkeypatch.setattr(
+        "s4nd.train.commands.export.find_spec", lambda name: None if name == "onnxruntime" else found(name)
+    )
     assert main(["export", str(checkpoint()), str(tmp_path / "model.onnx")]) == 0
     assert "not checked: pip install 's4nd[onnx]'" in capsys.readouterr().out
     assert (tmp_path / "model.onnx").is_file()

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import pytest
 
 from s4nd.train.cli import main
+from s4nd.train.commands.report import write_report
 from s4nd.train.config import load_config
 from s4nd.train.engine import train
-from s4nd.train.report import write_report
 from s4nd.train.resolution import Curve, read_curves, save_curves
 
 

@@ -166,7 +166,7 @@ def test_size_that_the_model_refuses_leaves_the_others(folder, tmp_path, capsys)
 
 def test_what_was_computed_is_shown_when_a_later_size_fails(write_config, tmp_path, monkeypatch, capsys):
     best = train(load_config(write_config())) / "best.safetensors"
-    from s4nd.train import compare
+    from s4nd.train.commands import compare
 
     evaluate_sizes = compare.evaluate_sizes
 
@@ -257,10 +257,10 @@ def test_schedule_of_a_step_or_two_ends_at_the_learning_rate_without_a_warning(e
 
 
 def test_backend_that_cannot_run_is_one_line(write_config, monkeypatch, capsys):
-    def refuse():
+    def refuse(*arguments):
         raise BackendError("backend='keops' cannot run here:\n  no compiler")
 
-    monkeypatch.setattr(_keops, "_lazy_tensor", refuse)
+    monkeypatch.setattr(_keops, "lazy_tensor", refuse)
     assert main(["train", str(write_config("s4nd_iso_tiny", backend="keops", kernel="s4d"))]) == 2
     assert capsys.readouterr().err == "s4nd: error: backend='keops' cannot run here: no compiler\n"
 

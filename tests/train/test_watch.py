@@ -9,12 +9,12 @@ import torch
 
 from s4nd.train.checkpoint import Meta, load_model, save_checkpoint
 from s4nd.train.cli import main
+from s4nd.train.commands.watch import watch
 from s4nd.train.config import config_from_dict
 from s4nd.train.data import Clips, ClipSampling
 from s4nd.train.data.film import Film
 from s4nd.train.data.video_sets import ListedVideos
 from s4nd.train.model import build_model, to_input
-from s4nd.train.watch import watch
 
 av = pytest.importorskip("av", reason="needs the extra: pip install 's4nd[video]'")
 
@@ -113,7 +113,7 @@ def test_times_are_those_of_the_video_and_end_where_it_ends(checkpoint, tmp_path
 
 
 def test_memory_does_not_grow_with_the_video(checkpoint, video, monkeypatch):
-    from s4nd.train import watch as module
+    from s4nd.train.commands import watch as module
 
     kept = []
     read = module.read_frames

@@ -15,12 +15,12 @@ from s4nd import frozen
 from s4nd.models import Stream, stream
 from s4nd.models.convnext3d import TEMPORAL_PATCH
 
-from .checkpoint import load_model
-from .data import BadVideo, Clips
-from .data.clips import frames_at
-from .data.video import read_frames
-from .data.video_sets import ListedVideos
-from .model import to_input
+from ..checkpoint import load_model
+from ..data import BadVideo, Clips
+from ..data.clips import frames_at
+from ..data.video import read_frames
+from ..data.video_sets import ListedVideos
+from ..model import to_input
 
 MAX_FRAMES = 2**22  # seen of one video: a day at 48 a second; a file may claim any duration
 

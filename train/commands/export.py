@@ -17,9 +17,9 @@ from timm.utils import reparameterize_model
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from .checkpoint import load_model
-from .config import DataConfig
-from .model import channels, check_runs, normalisation
+from ..checkpoint import load_model
+from ..config import DataConfig
+from ..model import channels, check_runs, normalisation
 
 TOLERANCE = 1e-4  # of the file's logits, relative to the largest
 OLDEST_OPSET = 18  # of torch's exporter

@@ -12,15 +12,15 @@ import torch
 from s4nd import S4ND, set_resample
 from s4nd.models import hold_convolutions
 
-from .checkpoint import Meta, load_model, read_checkpoint
-from .config import Config
-from .data import LISTED_DATASETS, build_dataset
-from .data.dataset import ImageDataset
-from .data.names import difference, order_by_name
-from .data.video_sets import VideoDataset
-from .processes import Place
-from .resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, save_curves, table
-from .task import TASKS, Task, agreement, task_of
+from ..checkpoint import Meta, load_model, read_checkpoint
+from ..config import Config
+from ..data import LISTED_DATASETS, build_dataset
+from ..data.dataset import ImageDataset
+from ..data.names import difference, order_by_name
+from ..data.video_sets import VideoDataset
+from ..processes import Place
+from ..resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, save_curves, table
+from ..task import TASKS, Task, agreement, task_of
 
 
 @dataclass(frozen=True)

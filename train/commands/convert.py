@@ -20,7 +20,7 @@ from torch import Tensor
 
 from s4nd.models.reference_weights import convert_reference, unused_keys
 
-from .files import write_atomically
+from ..files import write_atomically
 
 # What would load weights or code from elsewhere, or make another kind of model.
 REFUSED_ARGS = (

@@ -22,12 +22,12 @@ from timm.utils import random_seed
 from s4nd import S4ND, __version__
 from s4nd.conv.dense import outer_product
 
-from .checkpoint import Meta, load_model
-from .config import Config, config_to_dict
-from .files import write_atomically
-from .model import build_model
-from .resolution import CURVES_FILE, Curve, plot_curves, read_curves, require_matplotlib, table
-from .state import flatten
+from ..checkpoint import Meta, load_model
+from ..config import Config, config_to_dict
+from ..files import write_atomically
+from ..model import build_model
+from ..resolution import CURVES_FILE, Curve, plot_curves, read_curves, require_matplotlib, table
+from ..state import flatten
 
 STYLE = """body{font:15px/1.5 sans-serif;max-width:1000px;margin:2em auto;padding:0 1em}table{border-collapse:collapse}
 td,th{padding:.15em .8em;text-align:left;border-bottom:1px solid #ddd}td.differs{background:#fff3c4}
