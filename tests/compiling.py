@@ -55,30 +55,41 @@ def compile_for(capability: int, name: str, kernel, arguments: dict, **options) 
     compiled = triton.compile(
         ASTSource(kernel, types, constants, aligned), target=GPUTarget("cuda", capability, 32), options=options
     )
-    registers, stack, local = _usage(compiled.asm["cubin"])
-    return Compiled(
-        name,
-        capability,
-        registers,
-        stack + local,
-        compiled.metadata.shared,
-        len(TENSOR_CORES.findall(compiled.asm["ptx"])),
-    )
+    registers, stack = _usage(compiled.asm["cubin"])
+    spilled = _spilled(compiled.asm["ptx"], capability) if stack else 0
+    tensor_cores = len(TENSOR_CORES.findall(compiled.asm["ptx"]))
+    return Compiled(name, capability, registers, spilled, compiled.metadata.shared, tensor_cores)
 
 
-def _usage(cubin: bytes) -> tuple[int, int, int]:
-    """Registers of a thread, and bytes of its stack and of its local memory, which is where spilled registers go."""
-    import triton
-
-    tool = Path(triton.__path__[0], "backends", "nvidia", "bin", "cuobjdump")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kernel.cubin")
-        file.write_bytes(cubin)
-        out = subprocess.run([tool, "--dump-resource-usage", file], capture_output=True, text=True, check=True).stdout
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and bytes of its stack and local memory: spilled registers, and arrays such as cos has."""
+    out = _tool("cuobjdump", cubin, "--dump-resource-usage").stdout
     found = [re.search(rf"\b{name}:(\d+)", out) for name in ("REG", "STACK", "LOCAL")]
     if None in found:
         raise RuntimeError(f"no resource usage in what cuobjdump says: {out!r}")
-    return tuple(int(m[1]) for m in found)
+    registers, stack, local = (int(m[1]) for m in found)
+    return registers, stack + local
+
+
+def _spilled(ptx: str, capability: int) -> int:
+    """Bytes that the assembler says it spills."""
+    options = ("-v", f"-arch=sm_{capability}{'a' if capability == 90 else ''}", "-o", os.devnull)
+    said = _tool("ptxas", ptx.encode(), *options).stderr
+    found = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    if not found:
+        raise RuntimeError(f"nothing about spills in what ptxas says: {said!r}")
+    return max(int(found[1]), int(found[2]))
+
+
+def _tool(name: str, code: bytes, *options: str) -> subprocess.CompletedProcess:
+    """One of Triton's own of NVIDIA's tools, on a file of this."""
+    import triton
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel")
+        file.write_bytes(code)
+        tool = Path(triton.__path__[0], "backends", "nvidia", "bin", name)
+        return subprocess.run([tool, *options, file], capture_output=True, text=True, check=True)
 
 
 def compiled_by(module: str) -> list[Compiled]:

@@ -16,7 +16,7 @@ from s4nd.conv.choice import ALGORITHMS, choose
 from s4nd.conv.definition import definition
 from s4nd.conv.own import OwnConv
 from s4nd.conv.pooling import average_pool
-from s4nd.ops import BackendError, autodiff
+from s4nd.ops import BackendError, autodiff, operators
 from s4nd.ops.precision import autocast_dtype, without_autocast
 
 
@@ -75,7 +75,7 @@ def _own(
 ) -> Tensor:
     """By the passes of own.py, to which kernels and skip go in this dtype."""
     skip, kernels = None if skip is None else skip.to(dtype), [k.to(dtype) for k in kernels]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or operators.is_fake(u):
         from s4nd.conv.compiled import conv  # to define an operator takes time that others need not spend
 
         return conv(u, skip, kernels, algorithm, pool)

@@ -21,6 +21,7 @@ RESPONSES = 8  # of a program, at most
 SAMPLES, POLES = 128, 16  # of a block
 STEP = 16  # samples at a time in sums over samples
 PART = 4096  # samples of one such sum; the parts are added afterwards, in one order
+SUMS = {"maxnreg": 255}  # registers of a thread in them: left to choose, the compiler spills some to run more threads
 
 
 def responses(J: int) -> int:
@@ -142,7 +143,7 @@ def _gradients(grad: Tensor, w: Tensor, x: Tensor, L: int, centre: bool, needed:
     grid = len(m) * triton.cdiv(N, POLES), H, triton.cdiv(J, block)
     _vandermonde_moments[grid](
         grad.contiguous(), wide(x).contiguous(), m, J, H, N, L,
-        PART=PART, STEP=STEP, BLOCK_J=block, BLOCK_N=POLES, CENTRE=centre,
+        PART=PART, STEP=STEP, BLOCK_J=block, BLOCK_N=POLES, CENTRE=centre, **SUMS,
     )  # fmt: skip
     of_w, slopes = m[0] if len(m) == 1 else m.sum(0)
     of_x = (torch.view_as_complex(wide(w).contiguous()).conj_physical() * torch.view_as_complex(slopes)).sum(0)

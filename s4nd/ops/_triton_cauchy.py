@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s4nd.ops import autodiff, operators
-from s4nd.ops._triton import PART, POLES, SAMPLES, STEP, responses
+from s4nd.ops._triton import PART, POLES, SAMPLES, STEP, SUMS, responses
 from s4nd.ops.cauchy import cauchy_definition
 from s4nd.ops.precision import wide
 
@@ -160,7 +160,7 @@ def _gradients(
     m = wide(w).new_empty(triton.cdiv(L, PART), 4, J, H, N)
     grid = len(m) * triton.cdiv(N, POLES), H, triton.cdiv(J, block)
     sizes = z.stride(0), J, H, N, L
-    _cauchy_moments[grid](g, x, z, m, *sizes, PART=PART, STEP=STEP, BLOCK_J=block, BLOCK_N=POLES)
+    _cauchy_moments[grid](g, x, z, m, *sizes, PART=PART, STEP=STEP, BLOCK_J=block, BLOCK_N=POLES, **SUMS)
     a, b, u, v = m.sum(0)
     re, im = wide(w).unbind(-1)
     of_w = torch.stack([2 * a, -2 * b], -1).to(w.dtype)
