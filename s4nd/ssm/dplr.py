@@ -25,6 +25,9 @@ from s4nd.ssm.loop import close_loop, through_loop
 from s4nd.ssm.resolvent import dplr_kernel_cauchy
 
 ALGORITHMS = ("auto", "loops", "cauchy")
+# Measured on a CPU, forward and backward. Responses of so many samples are computed at a time: larger ones leave the cache and
+# are new memory at every step. Above so many samples of an axis, what does not go through a loop is computed by itself.
+CHUNK, APART = 2**21, 8192
 
 
 def dplr_kernel(
@@ -66,17 +69,48 @@ def dplr_kernel(
     if algorithm == "cauchy":
         k = dplr_kernel_cauchy(dt, Lambda, P, B, C, L, tol=tol, backend=backend).to(C.dtype)
         return centred(k) if centre else k
+    eager = pairs.complex_views(C) and C.device.type == "cpu"  # what traces it is not to be bound to lengths
+    form = _in_chunks if eager and (len(C) + 2) * C.shape[1] * L > CHUNK else _by_loops
+    return form(dt, Lambda, P, B, C, L, centre=centre, tol=tol, backend=backend)
+
+
+def _in_chunks(
+    dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, L: int, *, centre: bool, tol: float, backend: str
+) -> Tensor:
+    """`_by_loops` of some heads after others."""
+    form = _beside_the_loop if len(P) == 1 and L > APART else _by_loops
+    heads = max(1, CHUNK // ((len(C) + 2) * L))
+    chunks = zip(*(x.split(heads) for x in (dt, Lambda, B)), P.split(heads, 1), C.split(heads, 1), strict=True)
+    return torch.cat(
+        [form(dt, Lambda, P, B, C, L, centre=centre, tol=tol, backend=backend) for dt, Lambda, B, P, C in chunks], dim=1
+    )
+
+
+def _by_loops(
+    dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, L: int, *, centre: bool, tol: float, backend: str
+) -> Tensor:
+    """From all responses, closing loop after loop; L samples, of half a step if centred."""
+    log_a, w = _diagonal(dt, Lambda, P, B, C)
+    g = vandermonde(w.flatten(0, 1), log_a, L, backend=backend).unflatten(0, w.shape[:2])
+    for _ in P[1:]:
+        g = close_loop(g, tol)
+    k = centred(g[:-1, 0]) if centre else g[:-1, 0]
+    return k - through_loop(torch.cat([g[:, 1], g[-1:, 0]]), len(C), tol, centre)[:, 0]
+
+
+def _beside_the_loop(
+    dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, L: int, *, centre: bool, tol: float, backend: str
+) -> Tensor:
+    """The same of a single loop: what does not go through it is needed at the step itself only, not at its half."""
+    log_a, w = _diagonal(dt, Lambda, P, B, C)
+    k = vandermonde(w[:-1, 0], log_a, L // 2 if centre else L, centre=centre, backend=backend)
+    g = vandermonde(torch.cat([w[:, 1], w[-1:, 0]]), log_a, L, backend=backend)
+    return k - through_loop(g, len(C), tol, centre)[:, 0]
+
+
+def _diagonal(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the poles (H, N, 2), and weights (C+R, 1+R, H, N, 2) of all responses of the diagonal systems."""
     log_a, gain = bilinear(dt[:, None], Lambda)
-    rows = torch.cat([C, pairs.conj(P)])  # (C+R, H, N, 2)
-    columns = pairs.mul(torch.cat([B[None], P]), gain.to(B.dtype))  # (1+R, H, N, 2)
-    w = pairs.mul(rows[:, None], columns)  # (C+R, 1+R, H, N, 2)
-    if len(P) == 1:  # what does not go through the loop is needed at the step itself only, not at its half
-        k = vandermonde(w[:-1, 0], log_a, L // 2 if centre else L, centre=centre, backend=backend)
-        g = vandermonde(torch.cat([w[:, 1], w[-1:, 0]]), log_a, L, backend=backend)
-    else:
-        g = vandermonde(w.flatten(0, 1), log_a, L, backend=backend).unflatten(0, (len(rows), len(columns)))
-        for _ in P[1:]:
-            g = close_loop(g, tol)
-        k, g = g[:-1, 0], torch.cat([g[:, 1], g[-1:, 0]])
-        k = centred(k) if centre else k
-    return k - through_loop(g, len(C), tol, centre).squeeze(1)
+    rows = torch.cat([C, pairs.conj(P)])
+    columns = pairs.mul(torch.cat([B[None], P]), gain.to(B.dtype))
+    return log_a, pairs.mul(rows[:, None], columns)

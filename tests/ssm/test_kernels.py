@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from s4nd.ops import centred, pairs, phi1
-from s4nd.ssm import DISCRETIZATIONS, diagonal_init, diagonal_kernel, dplr_init, dplr_kernel
+from s4nd.ssm import DISCRETIZATIONS, diagonal_init, diagonal_kernel, dplr, dplr_init, dplr_kernel
 from s4nd.ssm.hippo import DIAGONAL, HIPPO
 from s4nd.ssm.recurrence import centred_recurrence, dense_ssm, discretize_dense, recurrence
 
@@ -206,3 +206,19 @@ def test_float32_kernel_and_gradients_are_finite_at_the_ends_of_the_ranges(dt, d
     k.sum().backward()
     assert k.isfinite().all()
     assert all(x.grad.isfinite().all() for x in leaves)
+
+
+@pytest.mark.parametrize("align", ["edge", "centre"])
+@pytest.mark.parametrize("apart", [0, 10**9])  # what does not go through the loop by itself, or with the rest
+@pytest.mark.parametrize("init", ["legs", "legt"])  # one loop, and two
+def test_chunks_of_heads_change_nothing(monkeypatch, init, apart, align):
+    dt, A, B, C, P = system(init)
+    leaves = [x.clone().requires_grad_() for x in (dt, real(A), real(P), real(B), real(C))]
+    results = []
+    for chunk in (1, 2**30):
+        monkeypatch.setattr(dplr, "CHUNK", chunk)
+        monkeypatch.setattr(dplr, "APART", apart)
+        k = dplr_kernel(*leaves, 20, align=align)
+        results.append((k, *torch.autograd.grad(k.square().sum(), leaves)))
+    for some, whole in zip(*results, strict=True):
+        torch.testing.assert_close(some, whole, rtol=0, atol=1e-11 * whole.abs().max().item())

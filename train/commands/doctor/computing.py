@@ -48,6 +48,7 @@ def _version(command: str | None, otherwise: str) -> str:
 
 
 def devices() -> list[Thing]:
+    from s4nd.conv.fused import device_refusal
     from s4nd.ops.dispatch import choose
 
     def say(device) -> str:
@@ -56,7 +57,9 @@ def devices() -> list[Thing]:
         if device.type == "cuda":
             about = torch.cuda.get_device_properties(device)
             memory, capability = about.total_memory / 2**30, f"{about.major}.{about.minor}"
-            text = f"{about.name}, {memory:.1f} GiB, compute capability {capability}"
+            reason = device_refusal(device)
+            text = f"{about.name}, {memory:.1f} GiB, compute capability {capability}; convolutions are "
+            text += f"not fused: {reason}" if reason else "fused"
         else:
             text = (
                 f"{torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else platform.machine()
