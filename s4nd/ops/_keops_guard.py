@@ -14,7 +14,6 @@ each other's half-written libraries, and a library that was cut short kills the 
 
 import atexit
 import contextlib
-import fcntl
 import os
 import struct
 import sys
@@ -48,6 +47,8 @@ def lazy_tensor(product: Callable, definition: Callable, arguments: tuple, small
     Raises:
         BackendError: KeOps cannot compute it here; the message says why.
     """
+    if sys.platform == "win32":
+        raise _refusal("KeOps does not run on Windows")
     # Asked in each call: a worker may have been forked from a process that was ready.
     if get_worker_info() is not None:
         raise _refusal("a worker of a DataLoader must not compile; compute kernels in the process of the model")
@@ -171,6 +172,8 @@ def _refusal(reason: str) -> BackendError:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """No other process, or thread, is in here with this folder."""
+    import fcntl  # which Windows has not
+
     with (folder / ".s4nd.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, also by a process that dies
         yield

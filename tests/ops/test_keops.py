@@ -177,6 +177,12 @@ def test_compiled_function_breaks_its_graph_at_keops_and_is_right():
     torch.testing.assert_close(g, e, rtol=0, atol=1e-11 * max(t.abs().max() for t in e))
 
 
+def test_windows_is_told_so(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(BackendError, match="KeOps does not run on Windows; or use backend='torch'"):
+        VANDERMONDE(torch.randn(1, 1, 2, 2), poles(1, 2).float(), 3)
+
+
 def test_machine_without_a_compiler_is_told_so(tmp_path):
     for tool in ("uname", "ldconfig"):
         (tmp_path / tool).symlink_to(shutil.which(tool) or "/bin/true")
