@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from s4nd.conv._triton_plane import compiler_options, in_one, plane, plane_gradients
-from s4nd.conv._triton_tiles import at_work_on, by_pair, central
+from s4nd.conv._triton_tiles import by_pair, central
 from s4nd.conv.choice import plane_tile
+from s4nd.ops._triton import at_work_on
 
 # Programs to fill a card with, before one takes more stacks than one.
 PROGRAMS, GRADIENT_PROGRAMS = 4096, 512

@@ -25,7 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s4nd.conv._triton_tiles import REGISTERS, at_work_on, by_pair, central, diagonal_sums, toeplitz
+from s4nd.conv._triton_tiles import by_pair, central, diagonal_sums, toeplitz
+from s4nd.ops._triton import REGISTERS, at_work_on
 
 LINES = 64  # of a tile
 OPTIONS = {"num_warps": 8, **REGISTERS}

@@ -21,7 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
-from s4nd.conv._triton_tiles import REGISTERS, diagonal_sums, toeplitz
+from s4nd.conv._triton_tiles import diagonal_sums, toeplitz
+from s4nd.ops._triton import REGISTERS
 
 SIZES = ("images", "part", "H", "O", "S", "J", "Q", "R", "n1", "n2", "m1", "m2", "p1", "p2")
 

@@ -4,15 +4,10 @@ Shapes: n samples of an axis, p of a pooling window, m = n // p after pooling; a
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-# All that a thread may have. Without a number ptxas spills some of them, so that more programs are resident at once.
-REGISTERS = {"maxnreg": 255}
 
 
 @triton.jit
@@ -45,11 +40,6 @@ def diagonal_sums(D, first, start, n, p, N: tl.constexpr):
         values = tl.gather(D, tl.where(inside, s + start[:, None], 0), 1)
         sums += tl.sum(tl.where(inside, values, 0.0), 0)
     return sums
-
-
-def at_work_on(device: torch.device) -> AbstractContextManager:
-    """Programs start on the current device, which need not be that of the tensors."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def central(sums: Tensor, n: int) -> Tensor:

@@ -8,6 +8,8 @@ Written for CUDA; with TRITON_INTERPRET=1, set before this module is imported, n
 Shapes as in ops/vandermonde.py. Index arithmetic is in 64 bits: no size overflows it.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -21,12 +23,20 @@ RESPONSES = 8  # of a program, at most
 SAMPLES, POLES = 128, 16  # of a block
 STEP = 16  # samples at a time in sums over samples
 PART = 4096  # samples of one such sum; the parts are added afterwards, in one order
-SUMS = {"maxnreg": 255}  # registers of a thread in them: left to choose, the compiler spills some to run more threads
+# All that a thread may have. Without a number ptxas spills some of them, so that more programs are resident at once.
+REGISTERS = {"maxnreg": 255}
+# Not specialised: a size of 1 would be another kind of number in a program, and every kind a compilation of its own.
+SIZES = ("J", "H", "N", "L", "z_head")
 
 
 def responses(J: int) -> int:
     """Of one program: a power of two, as all of Triton's tiles."""
     return min(RESPONSES, triton.next_power_of_2(J))
+
+
+def at_work_on(device: torch.device) -> AbstractContextManager:
+    """Programs start on the current device, which need not be that of the tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def vandermonde_triton(w: Tensor, x: Tensor, L: int, centre: bool = False) -> Tensor:
@@ -66,7 +76,7 @@ def _sample(lag, re, im, dtype: tl.constexpr, CENTRE: tl.constexpr):
     return q, q_im, slope, slope_im
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _vandermonde(w, x, k, J, H, N, L, BLOCK_J: tl.constexpr, BLOCK: tl.constexpr, CENTRE: tl.constexpr):
     """k (J, H, L) of w (J, H, N, 2) and x (H, N, 2) float64."""
     h = tl.program_id(1).to(tl.int64)
@@ -84,7 +94,7 @@ def _vandermonde(w, x, k, J, H, N, L, BLOCK_J: tl.constexpr, BLOCK: tl.constexpr
     tl.store(to, 2 * sum_j, mask=(j < J)[:, None] & (l < L)[None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _vandermonde_moments(
     g,
     x,
@@ -130,10 +140,11 @@ def _product(w: Tensor, x: Tensor, L: int, centre: bool) -> Tensor:
     J, (H, N) = len(w), x.shape[:2]
     k, block = w.new_empty(J, H, L), responses(J)
     grid = triton.cdiv(L, SAMPLES), H, triton.cdiv(J, block)
-    _vandermonde[grid](
-        w.contiguous(), wide(x).contiguous(), k, J, H, N, L,
-        BLOCK_J=block, BLOCK=SAMPLES, CENTRE=centre,
-    )  # fmt: skip
+    with at_work_on(x.device):
+        _vandermonde[grid](
+            w.contiguous(), wide(x).contiguous(), k, J, H, N, L,
+            BLOCK_J=block, BLOCK=SAMPLES, CENTRE=centre,
+        )  # fmt: skip
     return k
 
 
@@ -141,10 +152,11 @@ def _gradients(grad: Tensor, w: Tensor, x: Tensor, L: int, centre: bool, needed:
     J, (H, N), block = len(w), x.shape[:2], responses(len(w))
     m = wide(w).new_empty(triton.cdiv(L, PART), 2, J, H, N, 2)
     grid = len(m) * triton.cdiv(N, POLES), H, triton.cdiv(J, block)
-    _vandermonde_moments[grid](
-        grad.contiguous(), wide(x).contiguous(), m, J, H, N, L,
-        PART=PART, STEP=STEP, BLOCK_J=block, BLOCK_N=POLES, CENTRE=centre, **SUMS,
-    )  # fmt: skip
+    with at_work_on(x.device):
+        _vandermonde_moments[grid](
+            grad.contiguous(), wide(x).contiguous(), m, J, H, N, L,
+            PART=PART, STEP=STEP, BLOCK_J=block, BLOCK_N=POLES, CENTRE=centre, **REGISTERS,
+        )  # fmt: skip
     of_w, slopes = m[0] if len(m) == 1 else m.sum(0)
     of_x = (torch.view_as_complex(wide(w).contiguous()).conj_physical() * torch.view_as_complex(slopes)).sum(0)
     return of_w.to(w.dtype), torch.view_as_real(of_x).to(x.dtype)

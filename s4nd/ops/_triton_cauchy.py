@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s4nd.ops import autodiff, operators
-from s4nd.ops._triton import PART, POLES, SAMPLES, STEP, SUMS, responses
+from s4nd.ops._triton import PART, POLES, REGISTERS, SAMPLES, SIZES, STEP, at_work_on, responses
 from s4nd.ops.cauchy import cauchy_definition
 from s4nd.ops.precision import wide
 
@@ -53,7 +53,7 @@ def _pair(at, mask, other: tl.constexpr):
     return tl.load(at, mask=mask, other=other).to(tl.float64), tl.load(at + 1, mask=mask, other=0.0).to(tl.float64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _cauchy(w, x, z, k, z_head, J, H, N, L, BLOCK_J: tl.constexpr, BLOCK: tl.constexpr):
     """k (J, H, L, 2) of w (J, H, N, 2), x (H, N, 2) and z (H or 1, L, 2), whose heads are z_head numbers apart."""
     h = tl.program_id(1).to(tl.int64)
@@ -74,7 +74,7 @@ def _cauchy(w, x, z, k, z_head, J, H, N, L, BLOCK_J: tl.constexpr, BLOCK: tl.con
     tl.store(to + 1, 2 * im, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _cauchy_moments(
     g,
     x,
@@ -116,7 +116,7 @@ def _cauchy_moments(
     tl.store(to + 3 * further, of_v, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _cauchy_of_nodes(g, w, x, z, of_z, z_head, J, H, N, L, BLOCK_J: tl.constexpr, BLOCK: tl.constexpr):
     """of_z (H, L, 2): minus the sum over j and n of g conj(2 Re(w) U - 4 Im(w) V)."""
     h = tl.program_id(1).to(tl.int64)
@@ -148,7 +148,8 @@ def _product(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
     J, (H, N), L, block = len(w), x.shape[:2], z.shape[1], responses(len(w))
     k, z = w.new_empty(J, H, L, 2), _nodes(z)
     grid = triton.cdiv(L, SAMPLES), H, triton.cdiv(J, block)
-    _cauchy[grid](w.contiguous(), x.contiguous(), z, k, z.stride(0), J, H, N, L, BLOCK_J=block, BLOCK=SAMPLES)
+    with at_work_on(x.device):
+        _cauchy[grid](w.contiguous(), x.contiguous(), z, k, z.stride(0), J, H, N, L, BLOCK_J=block, BLOCK=SAMPLES)
     return k
 
 
@@ -160,7 +161,8 @@ def _gradients(
     m = wide(w).new_empty(triton.cdiv(L, PART), 4, J, H, N)
     grid = len(m) * triton.cdiv(N, POLES), H, triton.cdiv(J, block)
     sizes = z.stride(0), J, H, N, L
-    _cauchy_moments[grid](g, x, z, m, *sizes, PART=PART, STEP=STEP, BLOCK_J=block, BLOCK_N=POLES, **SUMS)
+    with at_work_on(x.device):
+        _cauchy_moments[grid](g, x, z, m, *sizes, PART=PART, STEP=STEP, BLOCK_J=block, BLOCK_N=POLES, **REGISTERS)
     a, b, u, v = m.sum(0)
     re, im = wide(w).unbind(-1)
     of_w = torch.stack([2 * a, -2 * b], -1).to(w.dtype)
@@ -168,7 +170,8 @@ def _gradients(
     if not needed[2]:
         return of_w, of_x, None
     of_z = z.new_empty(H, L, 2)
-    _cauchy_of_nodes[triton.cdiv(L, SAMPLES), H](g, weights, x, z, of_z, *sizes, BLOCK_J=block, BLOCK=SAMPLES)
+    with at_work_on(x.device):
+        _cauchy_of_nodes[triton.cdiv(L, SAMPLES), H](g, weights, x, z, of_z, *sizes, BLOCK_J=block, BLOCK=SAMPLES)
     return of_w, of_x, of_z
 
 

@@ -49,7 +49,7 @@ def through_loop(g: Tensor, outputs: int, tol: float, centre: bool = False) -> T
             (c L, c <= 4, so that devices without float64 stop at about 2e-6).
         centre: from an even L samples of half a step, k[0] = fine[0] and k[j] = fine[2j-1] + fine[2j].
     """
-    oversampling = oversampling_for(tol, torch.promote_types(g.dtype, widest(g.device)))
+    oversampling = oversampling_for(tol, _dtype(g))
     if operators.serve(g):
         return _operator(g, outputs, oversampling, centre)
     if pairs.complex_views(g):
@@ -74,12 +74,17 @@ def _definition(g: Tensor, outputs: int, oversampling: int, centre: bool = False
     return centred(back) if centre else back
 
 
+def _dtype(g: Tensor) -> torch.dtype:
+    """Of the values of g on the circle."""
+    return torch.promote_types(g.dtype, widest(g.device))
+
+
 def _log_rho(L: int, M: int, like: Tensor) -> float:
-    return math.log(torch.finfo(wide(like.new_empty(0)).dtype).eps) / (L + M)
+    return math.log(torch.finfo(_dtype(like)).eps) / (L + M)
 
 
 def _angles(n: int, M: int, like: Tensor) -> Tensor:
-    return torch.arange(n, dtype=wide(like.new_empty(0)).dtype, device=like.device) * (-2 * math.pi / M)
+    return torch.arange(n, dtype=_dtype(like), device=like.device) * (-2 * math.pi / M)
 
 
 def _mean(log_rho: float, angle: Tensor) -> Tensor:
@@ -90,7 +95,7 @@ def _mean(log_rho: float, angle: Tensor) -> Tensor:
 
 def _shrink(log_rho: float, L: int, like: Tensor) -> Tensor:
     """rho^l, (L,)."""
-    return torch.exp(log_rho * torch.arange(L, dtype=wide(like.new_empty(0)).dtype, device=like.device))
+    return torch.exp(log_rho * torch.arange(L, dtype=_dtype(like), device=like.device))
 
 
 class _Circle(NamedTuple):

@@ -26,10 +26,10 @@ def dispatched():
                 arguments = pointers | shape | {"x": "*fp64", "CENTRE": centre}
                 name = f"{dtype} {J} {'centred' if centre else ''}"
                 yield f"vandermonde {name}", _triton._vandermonde, arguments, {}
-                yield f"vandermonde moments {name}", _triton._vandermonde_moments, arguments | parts, _triton.SUMS
+                yield f"vandermonde moments {name}", _triton._vandermonde_moments, arguments | parts, _triton.REGISTERS
             arguments = pointers | shape | {"x": f"*{dtype}"}
             yield f"cauchy {dtype} {J}", _triton_cauchy._cauchy, arguments, {}
-            yield f"cauchy moments {dtype} {J}", _triton_cauchy._cauchy_moments, arguments | parts, _triton.SUMS
+            yield f"cauchy moments {dtype} {J}", _triton_cauchy._cauchy_moments, arguments | parts, _triton.REGISTERS
             yield f"cauchy of nodes {dtype} {J}", _triton_cauchy._cauchy_of_nodes, arguments, {}
 
 
