@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from s4nd.ops.cauchy import cauchy_torch
+from s4nd.ops.cauchy import cauchy_definition, cauchy_torch
 from s4nd.ops.vandermonde import centred, vandermonde_definition, vandermonde_torch
 
 BACKENDS = ("auto", "torch", "keops", "triton")
@@ -115,20 +115,32 @@ def _triton_refusal(type_: str, index: int | None) -> str | None:
 
 
 def _small_run(device: torch.device) -> str | None:
-    """What is wrong with a small product on this device, values and gradients; None if nothing is."""
+    """What is wrong with small products on this device, values and gradients; None if nothing is.
+
+    Both of them: a module of kernels is interpreted or compiled as the environment says when it is imported, and that they
+    are imported here together keeps one answer true for both.
+    """
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     from s4nd.ops._triton import vandermonde_triton
+    from s4nd.ops._triton_cauchy import cauchy_triton
 
+    w = torch.linspace(-1, 1, 24).view(2, 2, 3, 2)
+    x = torch.linspace(-1, 0, 12).view(2, 3, 2)
+    z = torch.linspace(1, 2, 10).view(5, 2)
+    forms = {
+        "vandermonde": (vandermonde_triton, vandermonde_definition, 5),
+        "cauchy": (cauchy_triton, cauchy_definition, z),
+    }
     with unset_fake_temporarily(), torch.enable_grad():
-        results = []
-        for function, where in ((vandermonde_triton, device), (vandermonde_definition, torch.device("cpu"))):
-            w = torch.linspace(-1, 1, 24).view(2, 2, 3, 2).to(where).requires_grad_()
-            x = torch.linspace(-1, 0, 12).view(2, 3, 2).to(where).requires_grad_()
-            k = function(w, x, 5)
-            results.append([t.detach().cpu() for t in (k, *torch.autograd.grad(k.square().sum(), (w, x)))])
-        for name, mine, right in zip(("value", "gradient of w", "gradient of x"), *results, strict=True):
-            # Sums of at most 30 terms, rounded in float32.
-            if not torch.allclose(mine, right, rtol=0, atol=1e-5 * right.abs().max().item()):
-                return f"the {name} of a small product is wrong by {(mine - right).abs().max():.1e}"
+        for name, (form, definition, where) in forms.items():
+            results = []
+            for function, on in ((form, device), (definition, torch.device("cpu"))):
+                inputs = [t.to(on).requires_grad_() for t in (w.clone(), x.clone())]
+                k = function(*inputs, where.to(on) if isinstance(where, Tensor) else where)
+                results.append([t.detach().cpu() for t in (k, *torch.autograd.grad(k.square().sum(), inputs))])
+            for part, mine, right in zip(("value", "gradient of w", "gradient of x"), *results, strict=True):
+                # Sums of at most 30 terms, rounded in float32.
+                if not torch.allclose(mine, right, rtol=0, atol=1e-5 * right.abs().max().item()):
+                    return f"the {part} of a small {name} product is wrong by {(mine - right).abs().max():.1e}"
     return None

@@ -184,14 +184,18 @@ def test_missing_package_is_said(monkeypatch, forgetful):
     ("fault", "reason"),
     [
         (lambda k: 1 / 0, "a small run failed: ZeroDivisionError"),
-        (lambda k: 1.01 * k, "the value of a small product is wrong by"),
+        (lambda k: 1.01 * k, "the value of a small {} product is wrong by"),
     ],
 )
-def test_triton_that_does_not_run_or_runs_wrong_is_refused_and_said_once(monkeypatch, forgetful, caplog, fault, reason):
-    from s4nd.ops import _triton
+@pytest.mark.parametrize("product", ["vandermonde", "cauchy"])
+def test_triton_that_does_not_run_or_runs_wrong_is_refused_and_said_once(
+    monkeypatch, forgetful, caplog, product, fault, reason
+):
+    from s4nd.ops import _triton, _triton_cauchy
 
-    right = _triton.vandermonde_triton
-    monkeypatch.setattr(_triton, "vandermonde_triton", lambda *args: fault(right(*args)))
+    module = _triton if product == "vandermonde" else _triton_cauchy
+    right = getattr(module, f"{product}_triton")
+    monkeypatch.setattr(module, f"{product}_triton", lambda *args: fault(right(*args)))
     monkeypatch.setattr(dispatch, "_small_run", lambda device, run=dispatch._small_run: run(CPU))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -200,7 +204,7 @@ def test_triton_that_does_not_run_or_runs_wrong_is_refused_and_said_once(monkeyp
         assert dispatch.choose(torch.device("cuda")) == "torch"
     (record,) = caplog.records
     assert "kernels on cuda:0 are computed by torch" in record.message
-    assert reason in record.message
+    assert reason.format(product) in record.message
 
 
 def test_auto_is_triton_on_cuda_where_it_runs_and_says_so_once(monkeypatch, forgetful, caplog):
