@@ -48,7 +48,7 @@ def write_csv(lines: Sequence[Line], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[Line]:
-    """The inverse of `write_csv`, for numbers of at most 12 digits.
+    """The inverse of `write_csv`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -74,7 +74,7 @@ def read_csv(path: Path) -> list[Line]:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value)
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
 
 
 def _value(name: str, cell: str, kind: Any) -> Any:

@@ -169,7 +169,7 @@ def _lines(run: Run, settings: Mapping[str, str], curve: Curve, about: About) ->
             model=run.config.model.name,
             seed=run.config.seed,
             epochs=run.meta.epoch,
-            hours=_digits(sum(record.get("seconds", 0) for record in run.epochs) / 3600),
+            hours=round(sum(record.get("seconds", 0) for record in run.epochs) / 3600, 4),
             data=about.get("data", run.config.data.name),
             images=about.get("images"),
             way=CONTROL if about["control"] else about["way"],
@@ -198,12 +198,7 @@ def _majorities(runs: list[Run], like: Line) -> list[Line]:
 
 
 def _in(unit: str, value: float) -> float:
-    return _digits(100 * value if unit == "%" else value)
-
-
-def _digits(x: float) -> float:
-    """Without what the multiplication by 100 leaves behind the 12th digit."""
-    return float(f"{x:.12g}")
+    return 100 * value if unit == "%" else value
 
 
 def _word(value: Any) -> str:

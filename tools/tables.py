@@ -44,7 +44,9 @@ def rows_of(lines: Sequence[Line], against: str | None = None, single: bool = Fa
         without = {line.run for line in lines if against not in line.settings}
         if without:
             differs = ", ".join(shown) or "nothing"
-            raise ValueError(f"--against {against}: not in {', '.join(sorted(without))}; what differs is {differs}")
+            raise ValueError(
+                f"--against {against}: not in {', '.join(sorted(without))}, or equal in all runs; what differs is {differs}"
+            )
     with_frames = any(line.frames is not None for line in lines)
     rows: Rows = {}
     for line in lines:
@@ -108,7 +110,7 @@ def _cell(lines: Sequence[Line], seeds: int) -> str:
 
 def _legend(lines: Sequence[Line], rows: Rows) -> str:
     cells = [cell for row in rows.values() for cell in row.values()]
-    of = f" of {lines[0].images:,} images or videos" if lines[0].images else ""
+    of = f" of {lines[0].images:,} {'images' if lines[0].frames is None else 'videos'}" if lines[0].images else ""
     parts = [f"Test {lines[0].metric} in {lines[0].unit}{of}"]
     if any(len(cell) > 1 for cell in cells):
         parts.append("mean ± sample standard deviation over the seeds, (1) of one alone")
@@ -125,7 +127,7 @@ def draw(lines: Sequence[Line], against: str | None = None) -> Figure:
     rows = rows_of(lines, against)
     columns = columns_of(rows)
     places = {column: int(column) if against is None else i for i, column in enumerate(columns)}
-    figure = Figure(figsize=(7.2, 4.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(7.2, 3.6 + 0.16 * len(rows)), dpi=110, layout="constrained")
     axes = figure.subplots()
     colors: dict[Row, str] = {}
     for row, cells in rows.items():
@@ -144,7 +146,7 @@ def draw(lines: Sequence[Line], against: str | None = None) -> Figure:
             linestyle={CONTROL: "--", "": ":"}.get(way, "-"),
             marker=MARKERS.get(way, "."),
             markersize=4,
-            capsize=3,
+            capsize=3 if any(deviations) else 0,
             label=", ".join([words["model"], *settings, *([way] if way else [])]),
         )
     if against is None:
@@ -153,7 +155,7 @@ def draw(lines: Sequence[Line], against: str | None = None) -> Figure:
     axes.minorticks_off()
     axes.set(xlabel=against or "resolution (pixels per side)", ylabel=f"test {lines[0].metric} ({lines[0].unit})")
     axes.grid(alpha=0.3)
-    figure.legend(frameon=False, fontsize=7, loc="outside lower center", ncols=2)
+    figure.legend(frameon=False, fontsize=7, loc="outside lower center")
     return figure
 
 
