@@ -1,6 +1,7 @@
 """What `s4nd eval` says of its figures, against the files and data that they were made of."""
 
 import hashlib
+import runpy
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from s4nd import S4ND, set_resample
 from s4nd.train.about import of_data, way_of
+from s4nd.train.checkpoint import read_checkpoint
 from s4nd.train.cli import main
 from s4nd.train.config import load_config
 from s4nd.train.data import build_dataset
@@ -55,6 +57,17 @@ def test_number_of_images_is_of_those_that_were_seen(run):
     assert (everything["images"], some["images"]) == (20, 6)
     assert (everything["skip_bad"], some["skip_bad"]) == (False, True)
     assert everything["labels"] != some["labels"]
+
+
+def test_tables_are_made_of_what_the_evaluation_says(run, monkeypatch):
+    monkeypatch.syspath_prepend(str(CONFIG.parents[2] / "tools"))
+    evaluated(run, "--resample", "dilate", "--control")
+    lines = runpy.run_path(str(CONFIG.parents[2] / "tools/result_runs.py"))["read_runs"]([run])
+    accuracy = read_checkpoint(run / "last.safetensors")[2].accuracy
+    assert [(line.way, line.images, line.size, line.value) for line in lines] == [
+        ("dilate", 20, 8, 100 * accuracy),
+        ("control", 20, 8, 100 * accuracy),
+    ]
 
 
 def test_digest_of_data_tells_classes_and_labels_apart(folder):
