@@ -123,12 +123,16 @@ def _shown(number: int | None) -> str:
 
 
 def draw(lines: Sequence[Line], against: str | None = None) -> Figure:
-    """The metric against the size, or the setting: a line for each row, dashed for the control; the bars are a deviation."""
+    """The metric against the size, or the setting: a line for each row, dashed for the control; the bars are a deviation.
+
+    Words have no order, and their points are not joined.
+    """
     rows = rows_of(lines, against)
     columns = columns_of(rows)
     places = {column: int(column) if against is None else i for i, column in enumerate(columns)}
-    figure = Figure(figsize=(7.2, 3.6 + 0.16 * len(rows)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(7.2, 3.6 + 0.16 * len(rows)), dpi=90, layout="constrained")
     axes = figure.subplots()
+    joined = all(column == "none" or not _order(column)[0] for column in columns)
     colors: dict[Row, str] = {}
     for row, cells in rows.items():
         words = dict(row)
@@ -143,7 +147,7 @@ def draw(lines: Sequence[Line], against: str | None = None) -> Figure:
             means,
             [deviation or 0.0 for deviation in deviations],
             color=color,
-            linestyle={CONTROL: "--", "": ":"}.get(way, "-"),
+            linestyle={CONTROL: "--", "": ":"}.get(way, "-") if joined else "",
             marker=MARKERS.get(way, "."),
             markersize=4,
             capsize=3 if any(deviations) else 0,
@@ -155,7 +159,7 @@ def draw(lines: Sequence[Line], against: str | None = None) -> Figure:
     axes.minorticks_off()
     axes.set(xlabel=against or "resolution (pixels per side)", ylabel=f"test {lines[0].metric} ({lines[0].unit})")
     axes.grid(alpha=0.3)
-    figure.legend(frameon=False, fontsize=7, loc="outside lower center")
+    figure.legend(frameon=False, fontsize=7, handlelength=3, loc="outside lower center")
     return figure
 
 

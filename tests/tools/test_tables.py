@@ -96,6 +96,16 @@ def test_columns_are_the_values_of_a_setting_and_none_is_the_last(make_run, tabl
     assert axes.get_xlabel() == "stages.0.bandlimit"
 
 
+def test_words_are_columns_whose_points_are_not_joined(make_run, tool):
+    runs = [
+        make_run(x, f"model.args.disc={x}", "model.args.kernel=s4d", evaluated={8: 0.5}) for x in ("zoh", "bilinear")
+    ]
+    lines = tool["read_runs"](runs)
+    (axes,) = tool["draw"](lines, "model.args.disc").axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["bilinear", "zoh"]
+    assert axes.containers[0].lines[0].get_linestyle() == "None"
+
+
 def test_wrong_setting_or_size_is_refused(make_run, refused):
     runs = [make_run("a", "stages.0.bandlimit=0.5"), make_run("b", "stages.0.bandlimit=null")]
     said = refused(*runs, "--against", "optim.lr")
