@@ -31,8 +31,7 @@ ASIDE = {
     "log_every",
     "save_every_steps",
     "save_every_minutes",
-}
-ASIDE |= {"data.workers", "data.prefetch"}
+} | {f"data.{key}" for key in ("workers", "prefetch")}
 OLD_NAME = re.compile(r"([^,]+?)(?:, (?P<frames>\d+) frames)?(?:, (?P<way>[a-z+]+))?")
 PRINTED = 5e-4  # half of a printed digit: how near an old evaluation must come to the accuracy in the checkpoint
 DEFAULTS = {"metric": "accuracy", "unit": "%"}  # of an evaluation that does not say
@@ -62,7 +61,9 @@ def read_runs(folders: Iterable[Path]) -> list[Line]:
                 place = i, line.way, line.frames, line.size
                 if lines.setdefault(place, line).value != line.value:  # it may stand beside two runs
                     raise ValueError(f"{run.folder} has two figures at {line.size}, {line.way}: evaluate it again")
-    return [*lines.values(), *_majorities(runs, next(iter(lines.values())))]
+    counted = {id(curve) for curves in found for curve, _ in curves}
+    files = [run.curves for run in runs if any(id(curve) in counted for curve in run.curves)]
+    return [*lines.values(), *_majorities(files, next(iter(lines.values())))]
 
 
 def _finished(run: Run) -> Run:
@@ -183,10 +184,10 @@ def _lines(run: Run, settings: Mapping[str, str], curve: Curve, about: About) ->
         )
 
 
-def _majorities(runs: list[Run], like: Line) -> list[Line]:
-    """Answers that need no image, whatever the size, beside the lines that they are of."""
+def _majorities(files: Iterable[list[Curve]], like: Line) -> list[Line]:
+    """Answers that need no image, whatever the size, of the evaluations that the lines are of; `like` is one of these."""
     lines: dict[tuple[str, int], Line] = {}
-    for curve in (curve for run in runs for curve in run.curves if curve.trained_size is None):
+    for curve in (curve for curves in files for curve in curves if curve.trained_size is None):
         for size, value in curve.accuracy.items():
             shared = {"data": like.data, "images": like.images, "metric": like.metric, "unit": like.unit}
             nothing = dict.fromkeys(("seed", "epochs", "hours", "frames", "trained_size"))

@@ -93,3 +93,6 @@ def test_majority_is_a_row_without_a_run(make_run, tables, refused):
     b = make_run("b", seed=1)
     save_curves([*read_curves(b / "resolution.json"), Curve("majority", None, {8: 0.5})], b / "resolution.json")
     assert "several answers that need no image" in refused(a, b)
+    write_weights(b, "seed=1", weights="ema")  # now nothing beside b is of b, nor its majority
+    evaluate(a, {8: 0.25}, of=b)
+    assert cells(tables(a, b)[0])[-1][-2:] == ["75.0", "75.0"]
