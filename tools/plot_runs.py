@@ -1,6 +1,6 @@
 """Accuracy of some runs after each epoch, in one picture.
 
-    python tools/plot_runs.py runs/scifar/s4nd_seq_tiny runs/scifar/s4nd_seq_tiny_dirac --labels zoh dirac --out docs/scifar.png
+    python tools/plot_runs.py runs/scifar/s4nd_seq_tiny runs/scifar/s4nd_seq_tiny_dirac --labels zoh dirac --out runs/x.png
 
 A line is a run, the number beside its name its accuracy after the last epoch. A run is drawn as far as it came; with its
 resolutions, kernels and configs it is told by `s4nd report`.

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,17 @@ from .task import task_of
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy (0 to 1) of one checkpoint per size (pixels per side), and why it has none at a size."""
+    """Accuracy (0 to 1) of one checkpoint per size (pixels per side), and why it has none at a size.
+
+    `about`: of which weights, on what data and how (train/about.py; put together in train/commands/compare.py); None where an
+    older file does not say.
+    """
 
     name: str
     trained_size: int | None  # None: the size is of no matter
     accuracy: Mapping[int, float]
     refused: Mapping[int, str] = field(default_factory=dict)
+    about: Mapping[str, Any] | None = None
 
 
 NONE: Mapping[str, float] = {}
@@ -213,6 +219,7 @@ def read_curves(path: str | Path) -> list[Curve]:
                 None if tree["trained_size"] is None else int(tree["trained_size"]),
                 {int(n): float(a) for n, a in tree["accuracy"].items()},
                 {int(n): str(reason) for n, reason in tree["refused"].items()},
+                None if tree.get("about") is None else dict(tree["about"].items()),
             )
             for tree in trees
         ]

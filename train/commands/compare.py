@@ -12,6 +12,7 @@ import torch
 from s4nd import S4ND, set_resample
 from s4nd.models import hold_convolutions
 
+from ..about import of_data, of_weights, way_of
 from ..checkpoint import Meta, load_model, read_checkpoint
 from ..config import Config
 from ..data import LISTED_DATASETS, build_dataset
@@ -122,9 +123,11 @@ def _curves(
 
     Of a multi-label checkpoint also enter what its majority is worth on the data, whatever the size.
     """
+    about = of_weights(path)
     model, config, meta = load_model(path)
     data = config.data
     dataset, order = _data(path, config, meta, wanted)
+    about |= {"epoch": meta.epoch, "skip_bad": wanted.skip_bad, **of_data(wanted.data or data.name, dataset)}
     if order is not None:
         model.register_forward_hook(lambda module, args, logits: logits[:, order])
     if meta.majority:
@@ -132,6 +135,7 @@ def _curves(
         majorities[name] = agreement(answer, dataset.labels)
     settings = {key: getattr(wanted, key) for key in ("batch_size", "workers", "skip_bad")}
     settings |= {"transforms": data.transforms()} | place._asdict()
+    metric = TASKS[meta.task].metric
     sizes, trained_size = sorted(set(wanted.sizes)), config.stages[meta.stage].size
     for frames in sorted(set(wanted.frames or [data.frames])):
         sampling = data.sampling() and replace(data.sampling(), frames=frames)
@@ -149,7 +153,8 @@ def _curves(
                 rows[f"{row}, control"] = trained_size
             for label, control in rows.items():
                 accuracy, refused = {}, {}
-                curves.append(Curve(label, trained_size, accuracy, refused))
+                how = {"way": way or way_of(model), "control": control is not None, "frames": sampling and frames}
+                curves.append(Curve(label, trained_size, accuracy, refused, {**about, **how, "metric": metric}))
                 for size in sizes:
                     try:
                         accuracy |= evaluate_sizes(
