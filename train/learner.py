@@ -13,7 +13,7 @@ from s4nd.ops import BackendError
 from .checkpoint import load_weights
 from .config import Config
 from .initial import initialise
-from .model import REFUSALS, build_model, check_runs, enter_stage, to_input
+from .model import REFUSALS, build_model, check_output, check_runs, enter_stage, to_input
 from .optim import create_optimizer, create_schedule
 from .processes import Place, from_first, sum_over_processes
 from .sharding import is_sharded, load_moments, own, shard, whole_moments, whole_weights
@@ -61,7 +61,8 @@ class Learner:
         """The optimizer, and every stage on one black image, before the first one takes its time.
 
         Raises:
-            ValueError: the model refuses the size, or something else, of a stage, which is named, or a layer decay.
+            ValueError: the model refuses the size, or something else, of a stage, which is named, or a layer decay, or the task
+                needs another output.
         """
         model, data = copy.deepcopy(self.model), self.config.data
         create_optimizer(model, self.config.optim)
@@ -71,7 +72,10 @@ class Learner:
                 enter_stage(model, self.config, i)
                 for size in [stage.size, *(stage.sizes or [])]:
                     images = torch.zeros(1, 3, *clip, size, size, dtype=torch.uint8)
-                    check_runs(model, to_input(images, model, self.place.device), self.config.model.name)
+                    output = check_runs(model, to_input(images, model, self.place.device), self.config.model.name)
+                    check_output(
+                        output, self.task.shape(len(self.classes), size, size), self.task, self.config.model.name
+                    )
             except BackendError:  # at no stage
                 raise
             except REFUSALS as error:

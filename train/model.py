@@ -1,6 +1,7 @@
 """From a config to a timm model at the resolution of one stage, and from pixels to its input."""
 
 import difflib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import timm
@@ -14,6 +15,7 @@ from s4nd.ops import BackendError
 
 from .config import Config, StageConfig
 from .data.photos import LUMA, to_grey
+from .task import CHANNELS, Task
 
 # What models raise at a size that they do not take: torch, timm and the layer.
 REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError)
@@ -21,6 +23,9 @@ REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionEr
 
 def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
     """A freshly initialised model for stage number `stage` of the config.
+
+    Args:
+        num_classes: of the data. With data.noise the model has an output for each pixel and channel in their place.
 
     Raises:
         ValueError: the name is not registered with timm, or the model does not know one of model.args.
@@ -32,7 +37,10 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"model.name={name!r} is not a model of timm's registry{hint}")
-    args = {"pretrained": False, "num_classes": num_classes, **config.model.args}
+    head = {"num_classes": num_classes}
+    if config.data.noise is not None:
+        head = {"num_classes": CHANNELS, "global_pool": ""}
+    args = {"pretrained": False, **head, **config.model.args}
     try:
         model = _create(name, args, grid)
     except TypeError as error:
@@ -106,6 +114,19 @@ def check_runs(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
         clip = f"{frames[0]} frames of " if frames else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{name} does not run at {clip}{height} x {width} pixels: {reason}") from error
+
+
+def check_output(output: Tensor, shape: Sequence[int], task: Task, name: str) -> None:
+    """The output (1, ...) of a model for one image must be of the shape that its task needs.
+
+    Raises:
+        ValueError: it is not; names both.
+    """
+    if tuple(output.shape) != (1, *shape):
+        grid = ", on the image's own grid, as of s4nd_iso_tiny or conv_iso_tiny" if len(shape) > 1 else ""
+        raise ValueError(
+            f"{task.name} needs an output (B, {', '.join(map(str, shape))}){grid}; {name} gives {tuple(output.shape)}"
+        )
 
 
 def channels(model: nn.Module) -> int:
