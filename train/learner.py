@@ -13,7 +13,7 @@ from s4nd.ops import BackendError
 from .checkpoint import load_weights
 from .config import Config
 from .initial import initialise
-from .model import REFUSALS, build_model, check_output, check_runs, enter_stage, to_input
+from .model import REFUSALS, build_model, check_runs, enter_stage, to_input
 from .optim import create_optimizer, create_schedule
 from .processes import Place, from_first, sum_over_processes
 from .sharding import is_sharded, load_moments, own, shard, whole_moments, whole_weights
@@ -73,9 +73,7 @@ class Learner:
                 for size in [stage.size, *(stage.sizes or [])]:
                     images = torch.zeros(1, 3, *clip, size, size, dtype=torch.uint8)
                     output = check_runs(model, to_input(images, model, self.place.device), self.config.model.name)
-                    check_output(
-                        output, self.task.shape(len(self.classes), size, size), self.task, self.config.model.name
-                    )
+                    self.task.check(output, len(self.classes), size, self.config.model.name)
             except BackendError:  # at no stage
                 raise
             except REFUSALS as error:

@@ -1,7 +1,6 @@
 """From a config to a timm model at the resolution of one stage, and from pixels to its input."""
 
 import difflib
-from collections.abc import Sequence
 from functools import lru_cache
 
 import timm
@@ -15,7 +14,7 @@ from s4nd.ops import BackendError
 
 from .config import Config, StageConfig
 from .data.photos import LUMA, to_grey
-from .task import CHANNELS, Task
+from .task import CHANNELS
 
 # What models raise at a size that they do not take: torch, timm and the layer.
 REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError)
@@ -114,19 +113,6 @@ def check_runs(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
         clip = f"{frames[0]} frames of " if frames else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{name} does not run at {clip}{height} x {width} pixels: {reason}") from error
-
-
-def check_output(output: Tensor, shape: Sequence[int], task: Task, name: str) -> None:
-    """The output (1, ...) of a model for one image must be of the shape that its task needs.
-
-    Raises:
-        ValueError: it is not; names both.
-    """
-    if tuple(output.shape) != (1, *shape):
-        grid = ", on the image's own grid, as of s4nd_iso_tiny or conv_iso_tiny" if len(shape) > 1 else ""
-        raise ValueError(
-            f"{task.name} needs an output (B, {', '.join(map(str, shape))}){grid}; {name} gives {tuple(output.shape)}"
-        )
 
 
 def channels(model: nn.Module) -> int:

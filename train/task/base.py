@@ -37,6 +37,18 @@ class Task:
         """Of a model's output for one image of this size, or clip."""
         return (classes,)
 
+    def check(self, output: Tensor, classes: int, size: int, name: str) -> None:
+        """A model of this name must answer an image of size x size pixels, or a clip, with what the task needs.
+
+        Raises:
+            ValueError: it does not; says both shapes.
+        """
+        needed = self.shape(classes, size, size)
+        if tuple(output.shape) != (1, *needed):
+            grid = ", on the image's own grid, as of s4nd_iso_tiny or conv_iso_tiny" if len(needed) > 1 else ""
+            shape = ", ".join(map(str, needed))
+            raise ValueError(f"{self.name} needs an output (B, {shape}){grid}; {name} gives {tuple(output.shape)}")
+
     def criterion(self, label_smoothing: float = 0.0, reduction: str = "mean") -> nn.Module:
         """The loss of a model's output and the targets, labels or mixed ones; its mean or sum over their numbers."""
         raise NotImplementedError
