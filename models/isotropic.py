@@ -2,7 +2,8 @@
 
     x = stem(image);  x = x + DropPath(Dropout(Mixer(LN x))), depth times;  logits = Linear(mean over the grid of LN x)
 
-The mixer alone tells the members of a family apart. Nguyen et al. 2022, arXiv:2210.06583 (CIFAR-10).
+Without the mean (global_pool="") the Linear answers for each pixel: a dense head, on the image's own grid. The mixer alone
+tells the members of a family apart. Nguyen et al. 2022, arXiv:2210.06583 (CIFAR-10).
 Shapes: B batch, H channels (embed_dim), the grid (height, width) is the image's: nothing is subsampled.
 """
 
@@ -54,12 +55,14 @@ def check_images(x: Tensor, in_chans: int) -> Tensor:
 class Isotropic(nn.Module):
     """Isotropic image classifier with timm's model protocol, (B, in_chans, height, width) -> (B, num_classes).
 
+    Or, with global_pool="", -> (B, num_classes, height, width): an answer for each pixel.
+
     Args:
         mixer: builds a block's mixing layer: mixer(embed_dim, base_size=BASE, drop=proj_drop_rate, **mixer_args), where BASE
             are the samples along its axes at the trained size: img_size, unless a subclass reads images otherwise.
         img_size: image size in training, one number or (height, width); forward takes any other size.
         depth: number of blocks.
-        global_pool: pooling of timm's classifier head, "" for none.
+        global_pool: pooling of timm's classifier head, "" for none: a 1x1 convolution then classifies each pixel.
         drop_rate: dropout before the classifier.
         proj_drop_rate: dropout of whole channels, inside and after every mixer.
         drop_path_rate: stochastic depth of the last block; the rate grows linearly from 0 at the first.
@@ -108,7 +111,9 @@ class Isotropic(nn.Module):
         )
         self.feature_info = [dict(num_chs=embed_dim, reduction=1, module=f"blocks.{i}") for i in range(depth)]
         self.norm = LayerNorm2d(embed_dim, eps=1e-5, **dd)
-        self.head = ClassifierHead(embed_dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head = ClassifierHead(
+            embed_dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, use_conv=not global_pool, **dd
+        )
         if resample is not None:
             set_resample(self, resample)
 
@@ -144,6 +149,8 @@ class Isotropic(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new, untrained classifier (0 classes: none) and, if given, another pooling."""
         self.num_classes = num_classes
+        if global_pool is not None:
+            self.head.use_conv = not global_pool  # timm's head keeps what it was built with
         self.head.reset(num_classes, global_pool, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
 
@@ -207,7 +214,7 @@ class Isotropic(nn.Module):
         return self.norm(self.blocks(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, H, height, width) -> (B, num_classes), or (B, H) with pre_logits."""
+        """(B, H, height, width) -> (B, num_classes), or (B, H) with pre_logits; without pooling the grid stays."""
         return self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:

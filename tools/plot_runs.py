@@ -1,8 +1,8 @@
-"""Accuracy of some runs after each epoch, in one picture.
+"""Accuracy of some runs, or the PSNR of what they restore, after each epoch, in one picture.
 
     python tools/plot_runs.py runs/scifar/s4nd_seq_tiny runs/scifar/s4nd_seq_tiny_dirac --labels zoh dirac --out runs/x.png
 
-A line is a run, the number beside its name its accuracy after the last epoch. A run is drawn as far as it came; with its
+A line is a run, the number beside its name its figure after the last epoch. A run is drawn as far as it came; with its
 resolutions, kernels and configs it is told by `s4nd report`.
 """
 
@@ -13,32 +13,38 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from s4nd.train.commands.report import Run, read_run
+from s4nd.train.commands.report import Run, common_metric, read_run
 
 STYLES = ("-", "--", "-.", ":")  # runs that are equal lie upon each other
 
 
 def draw(runs: Iterable[Run], labels: Sequence[str]) -> Figure:
-    """Accuracy against epoch, a line per run.
+    """The figure against the epoch, a line per run.
 
     Raises:
-        ValueError: runs that were judged by different splits, or one that has no epoch in its log.
+        ValueError: runs that were judged by different splits or figures, or one that has no epoch in its log.
     """
     runs = list(runs)
     splits = {run.meta.split for run in runs}
     if len(splits) > 1:
         raise ValueError(f"need runs that were judged by one split, got {' and '.join(sorted(splits))}")
-    (split,) = splits
+    (split,), metric = splits, common_metric(runs)
     figure = Figure(figsize=(5.6, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots()
     for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
-        key = f"{split}_accuracy"
-        points = [(record["epoch"], 100 * record[key]) for record in run.epochs if key in record]
+        key = f"{split}_{metric.key}"
+        points = [(record["epoch"], metric.scale * record[key]) for record in run.epochs if key in record]
         if not points:
             raise ValueError(f"{run.folder} has no {key} in log.jsonl")
         style = STYLES[i % len(STYLES)]
-        axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, label=f"{label}: {points[-1][1]:.1f}")
-    axes.set(xlabel="epoch", ylabel=f"{split} accuracy (%)")
+        axes.plot(
+            *zip(*points, strict=True),
+            style,
+            marker="o",
+            markersize=3,
+            label=f"{label}: {points[-1][1]:.{metric.digits}f}",
+        )
+    axes.set(xlabel="epoch", ylabel=f"{split} {metric.name} ({metric.unit})")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

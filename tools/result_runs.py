@@ -124,7 +124,7 @@ def _old(run: Run, curve: Curve) -> About | None:
         "way": way or "as trained",
         "control": way == CONTROL,
         "frames": frames,
-        "metric": TASKS[run.meta.task].metric,
+        "metric": TASKS[run.meta.task].metric.name,
     }
 
 
@@ -146,7 +146,11 @@ def _why_none(run: Run) -> str:
 def _check_data(runs: list[Run], found: list[list[tuple[Curve, About]]]) -> None:
     """Refuse figures that do not stand beside each other."""
     whats = {"data": "data sets", "images": "numbers of test images", "labels": "images or labels", "metric": "metrics"}
-    whats |= {"unit": "units", "skip_bad": "ways with unreadable images (--skip-bad)"}
+    whats |= {
+        "unit": "units",
+        "noise": "deviations of the noise",
+        "skip_bad": "ways with unreadable images (--skip-bad)",
+    }
     for key, what in whats.items():
         said: dict[Any, Path] = {}
         for run, curves in zip(runs, found, strict=True):

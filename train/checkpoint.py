@@ -29,12 +29,14 @@ class Meta:
 
     epoch: int  # epochs trained, over all stages
     stage: int  # index of the stage that the weights are from
-    accuracy: float  # the task's metric on `split` at that stage's size, 0 to 1
-    classes: list[str]  # of a multi-label task its attributes
+    accuracy: float  # the task's metric on `split` at that stage's size: an accuracy, 0 to 1, or a PSNR in dB
+    classes: list[str]  # of a multi-label task its attributes, of restoration none
     weights: str  # "model", or "ema" for averaged weights
     split: str = "test"  # or "validation": what the accuracy is of
     best: bool = False  # of its stage; chosen by the accuracy
-    task: str = "single-label"  # logits of a softmax; or "multi-label", each of a sigmoid
+    task: str = (
+        "single-label"  # logits of a softmax; "multi-label", each of a sigmoid; or "restoration", see train/task
+    )
     majority: list[int] = field(default_factory=list)  # of a multi-label task: see MultiLabel.majority
 
 
@@ -156,6 +158,9 @@ def _parse_metadata(metadata: dict[str, str], source: str) -> tuple[Config, Meta
         raise ValueError(f"{source}: classes must be names, got {meta.classes!r}")
     if meta.task not in TASKS:
         raise ValueError(f"{source}: the task must be {' or '.join(TASKS)}, got {meta.task!r}")
+    if (meta.task == "restoration") != (config.data.noise is not None) or (meta.task == "restoration" and meta.classes):
+        said = f"data.noise={config.data.noise} and {len(meta.classes)} classes"
+        raise ValueError(f"{source}: restoration goes with data.noise and without classes, got {meta.task} with {said}")
     answers = len(meta.classes) if meta.task == "multi-label" else 0
     if len(meta.majority) != answers or not all(value in (0, 1) for value in meta.majority):
         raise ValueError(f"{source}: a {meta.task} majority must be {answers} values of 0 and 1, got {meta.majority!r}")

@@ -25,7 +25,7 @@ from .engine import DivergedError, train
 from .processes import join, leave
 from .requests import Interrupted
 from .resolution import require_matplotlib
-from .task import TASKS
+from .task import ACCURACY, TASKS
 
 USER_ERRORS = (ValueError, KeyError, OSError, ImportError, BackendError, DivergedError)
 
@@ -74,8 +74,9 @@ def _train(args: argparse.Namespace) -> None:
         best = folder / "best.safetensors"
         _, _, meta = read_checkpoint(best)
         of = "the test split, which chose it" if meta.split == "test" else "the validation part of the training images"
-        what = "" if meta.task == "single-label" else f"{TASKS[meta.task].metric} "
-        print(f"{best}: {what}{100 * meta.accuracy:.1f} % of {of}, after epoch {meta.epoch}")
+        metric = TASKS[meta.task].metric
+        what = "" if metric is ACCURACY else f"{metric.name} "
+        print(f"{best}: {what}{metric.show(meta.accuracy)} of {of}, after epoch {meta.epoch}")
 
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +95,7 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--control",
         action="store_true",
-        help="also a row of the same images resized to the trained size, and run there",
+        help="also a row of the same images resized to the trained size, and run there; restored ones are resized back",
     )
     parser.add_argument("--data", metavar="NAME", help="data set; default: the checkpoint's")
     parser.add_argument("--root", help="its folder or file; default: the checkpoint's")
@@ -140,7 +141,7 @@ def _export(args: argparse.Namespace) -> None:
     checked = (
         f"not checked: {INSTALL}" if done.difference is None else f"difference {done.difference:.0e} of the largest"
     )
-    print(f"{done.path}: {clip}{height} x {width} pixels, any batch; logits: {checked}")
+    print(f"{done.path}: {clip}{height} x {width} pixels, any batch; {done.output}: {checked}")
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +184,7 @@ def _version() -> str:
 
 COMMANDS = {  # arguments, what they call, what that does
     "train": (_train_arguments, _train, "train a model"),
-    "eval": (_eval_arguments, _eval, "accuracy at several resolutions, as table and plot"),
+    "eval": (_eval_arguments, _eval, "accuracy, or PSNR, at several resolutions, as table and plot"),
     "report": (_report_arguments, _report, "what some runs did, as one HTML file"),
     "export": (_export_arguments, _export, "a file that runs without s4nd, for one size of images or clips"),
     "convert": (_convert_arguments, _convert, "weights of the reference implementation as ours"),

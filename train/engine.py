@@ -5,6 +5,7 @@ of images or clips per step over all processes, and every step sees the same ima
 """
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -78,13 +79,14 @@ class Trainer:
     Attributes:
         splits: the data.
         task: what is to be answered, as the training data say.
+        classes: names of the answers.
         majority: the answer that needs no image, of the training data.
         learner: the model, its averages and what updates them.
         feed: the batches that they see.
         epoch: epochs finished, over all stages.
         step: optimizer steps made, over all stages.
         position: how far the epoch has come that is not finished.
-        best: the highest accuracy of the present stage, on `splits.judges`.
+        best: the highest metric of the present stage, on `splits.judges`.
     """
 
     def __init__(self, config: Config, device: torch.device, rank: int = 0, world_size: int = 1):
@@ -94,13 +96,14 @@ class Trainer:
             raise ValueError(f"batch_size={config.batch_size} must be a multiple of {unit} ({of})")
         self.config, self.place = config, Place(device, rank, world_size)
         self.splits = open_splits(config.data, self.place)
-        self.task = task_of(self.splits.train.labels)
+        self.task = task_of(self.splits.train.labels, config.data.noise)
+        self.classes = self.task.names(self.splits.classes)
         self.majority = self.task.majority(self.splits.train.labels)
         random_seed(config.seed)
-        self.learner = Learner(config, self.splits.classes, self.task, self.place)
+        self.learner = Learner(config, self.classes, self.task, self.place)
         self.feed = Feed(config, self.splits, normalisation(self.learner.model), self.place)
         self.epoch = self.step = 0
-        self.position, self.best = Position(), -1.0
+        self.position, self.best = Position(), -math.inf
 
     def fit(self, folder: Path) -> None:
         """Train the epochs that are left, and write into `folder`.
@@ -139,10 +142,11 @@ class Trainer:
             print(summary_line(record, len(self.plan())), flush=True)
 
     def about(self) -> dict:
-        """What the log says of the data and the task, beside each accuracy."""
-        sampling = self.config.data.sampling()
-        protocol = {} if sampling is None else {"protocol": sampling.protocol()}
-        return protocol | self.task.about(self.majority, self.splits.judges.labels)
+        """What the log says of the data and the task, beside each figure."""
+        sampling, noise = self.config.data.sampling(), self.config.data.noise
+        about = {} if sampling is None else {"protocol": sampling.protocol()}
+        about |= {} if noise is None else {"noise": noise}
+        return about | self.task.about(self.majority, self.splits.judges.labels)
 
     def unit(self) -> str:
         """What is counted."""
@@ -152,7 +156,11 @@ class Trainer:
         """The epoch just finished, for the log."""
         stage, judge = self.learner.stage, self.splits.judge
         record = {"epoch": self.epoch, "stage": stage, "size": self.config.stages[stage].size, "train_loss": loss}
-        record |= {f"{judge}_loss": score.loss, f"{judge}_accuracy": score.accuracy, "lr": self.learner.lr()}
+        record |= {
+            f"{judge}_loss": score.loss,
+            f"{judge}_{self.task.metric.key}": score.accuracy,
+            "lr": self.learner.lr(),
+        }
         if unreadable := sum_over_processes([self.feed.unreadable], self.place.device)[0]:
             record["unreadable"] = int(unreadable)
         return record
@@ -189,7 +197,7 @@ class Trainer:
         self.feed.end_stage()
         self.steps_per_epoch = self.feed.steps(stage)
         self.learner.enter(stage, self.steps_per_epoch)
-        self.best = -1.0
+        self.best = -math.inf
 
     def train_epoch(self, epoch_of_stage: int, between_steps: Callable[[], None] = lambda: None) -> tuple[float, int]:
         """One epoch, or what is left of it; returns its mean training loss and number of images, over all processes."""
@@ -248,7 +256,7 @@ class Trainer:
     def save(self, folder: Path, weights: dict[str, Tensor], score: Score, best: bool) -> None:
         """Write last.safetensors, and best.safetensors if this epoch is the best of its stage."""
         kind = "ema" if self.learner.ema else "model"
-        meta = Meta(self.epoch, self.learner.stage, score.accuracy, self.splits.classes, kind, self.splits.judge)
+        meta = Meta(self.epoch, self.learner.stage, score.accuracy, self.classes, kind, self.splits.judge)
         meta = replace(meta, task=self.task.name, majority=self.majority)
         if best:
             save_checkpoint(folder / "best.safetensors", weights, self.config, replace(meta, best=True))
@@ -259,12 +267,12 @@ class Trainer:
         if self.position.steps:
             self.position.loss_sum = self.learner.steps().loss_sum.item()
         progress = {"epoch": self.epoch, "step": self.step, "stage": self.learner.stage, "best": self.best}
-        progress |= {"position": asdict(self.position), "classes": self.splits.classes, "task": self.task.name}
+        progress |= {"position": asdict(self.position), "classes": self.classes, "task": self.task.name}
         return progress | self.learner.state()
 
     def restore(self, state: dict) -> None:
         """Continue from the end of an epoch, or from within one; ValueError if it is of other classes or another task."""
-        check_classes(state, self.splits.classes, self.task.name)
+        check_classes(state, self.classes, self.task.name)
         self.steps_per_epoch = self.feed.steps(state["stage"])
         self.learner.restore(state, state["stage"], self.steps_per_epoch)
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]

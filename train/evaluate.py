@@ -1,6 +1,7 @@
-"""Accuracy and loss of a model over a loader, summed over the processes of a distributed run."""
+"""Metric and loss of a model over a loader, summed over the processes of a distributed run."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,9 +16,9 @@ from .task import TASKS, Task
 
 
 class Score(NamedTuple):
-    """The task's metric (0 to 1) and loss (nats), means over all images or videos, and the number of these."""
+    """The task's metric and loss, means over all images or videos, and the number of these."""
 
-    accuracy: float
+    accuracy: float  # or what else the metric is
     loss: float
     images: int
 
@@ -29,31 +30,39 @@ def evaluate(
     device: torch.device,
     at_once: int = 128,
     task: Task = TASKS["single-label"],
+    control: int | None = None,
 ) -> Score:
-    """Score a model on batches of uint8 images (B, 3, H, W) and labels of the task. Leaves the model in eval mode.
+    """Score a model on batches of uint8 images (B, 3, H, W) and targets of the task. Leaves the model in eval mode.
 
     Or on all clips (K, 3, T, H, W) of one video and its label (1,): the video's probabilities are the means over its clips,
     of which the model sees `at_once` at a time.
+
+    Args:
+        control: the trained size, to which the images are resized on their way to the model; see `Task.control`.
 
     Raises:
         ValueError: there was no image, or the labels are of another task.
     """
     model.eval()
     criterion = task.criterion(reduction="sum")
+
+    def output(images: Tensor) -> Tensor:
+        return model(to_input(images, model, device)).float()
+
+    answer = output if control is None else partial(task.control, output, size=control)
     totals, count = torch.zeros(2, dtype=widest(device), device=device), 0  # nothing waits for the device
     with frozen(model):
         for images, labels in batches:
             labels = labels.to(device, non_blocking=True)
             if images.ndim == 4:
-                logits = model(to_input(images, model, device)).float()
+                logits = answer(images)
             else:
-                parts = [model(to_input(clips, model, device)).float() for clips in images.split(at_once)]
+                parts = [answer(clips) for clips in images.split(at_once)]
                 logits = task.over_clips(torch.cat(parts))
-            right, loss = task.right(logits, labels).sum(), criterion(logits, labels)
             answers = labels.numel() // len(labels)  # for each image
-            totals += torch.stack([right, loss]).to(totals) / answers
+            totals += torch.stack([task.scores(logits, labels).sum(), criterion(logits, labels).to(totals) / answers])
             count += len(labels)
-    right, loss, count = sum_over_processes([*totals.tolist(), count], device)
+    metric, loss, count = sum_over_processes([*totals.tolist(), count], device)
     if not count:
         raise ValueError("there is no image to evaluate on")
-    return Score(right / count, loss / count, int(count))
+    return Score(metric / count, loss / count, int(count))

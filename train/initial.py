@@ -66,7 +66,7 @@ def _load(model: nn.Module, path: str, config: Config, classes: Sequence[str], w
     taken = [
         key
         for key, value in own.items()
-        if _of_classifier(key, model) and key in source and source[key].shape[1:] == value.shape[1:]
+        if _of_classifier(key, model) and key in source and source[key].shape[1:].numel() == value.shape[1:].numel()
     ]
     order, note = _rows(found, task, classes, wanted_task)
     rows = {key: own[key] if order is None else _in_order(source[key], order) for key in taken}
@@ -100,8 +100,8 @@ def _of_classifier(key: str, model: nn.Module) -> bool:
 
 
 def _source(path: str) -> tuple[nn.Module | dict[str, Tensor], list[str] | None, str]:
-    """The model of a checkpoint of `s4nd train`, or the state dict of another safetensors file; its classes if it says, and
-    its task, which is single-label unless it says otherwise."""
+    """The model of a checkpoint of `s4nd train`, or the state dict of another safetensors file; its classes if it says, of
+    restoration none, and its task, which is single-label unless it says otherwise."""
     tensors, metadata = read_tensors(path)
     if "config" in metadata:
         model, _, meta = load_model(path)
@@ -110,7 +110,7 @@ def _source(path: str) -> tuple[nn.Module | dict[str, Tensor], list[str] | None,
     if task not in TASKS:
         raise ValueError(f"the metadata's task must be {' or '.join(TASKS)}, got {task[:80]!r}")
     if "classes" not in metadata:
-        return tensors, None, task
+        return tensors, [] if task == "restoration" else None, task
     try:
         classes = json.loads(metadata["classes"])
     except json.JSONDecodeError:

@@ -61,7 +61,8 @@ class Learner:
         """The optimizer, and every stage on one black image, before the first one takes its time.
 
         Raises:
-            ValueError: the model refuses the size, or something else, of a stage, which is named, or a layer decay.
+            ValueError: the model refuses the size, or something else, of a stage, which is named, or a layer decay, or the task
+                needs another output.
         """
         model, data = copy.deepcopy(self.model), self.config.data
         create_optimizer(model, self.config.optim)
@@ -71,7 +72,8 @@ class Learner:
                 enter_stage(model, self.config, i)
                 for size in [stage.size, *(stage.sizes or [])]:
                     images = torch.zeros(1, 3, *clip, size, size, dtype=torch.uint8)
-                    check_runs(model, to_input(images, model, self.place.device), self.config.model.name)
+                    output = check_runs(model, to_input(images, model, self.place.device), self.config.model.name)
+                    self.task.check(output, len(self.classes), size, self.config.model.name)
             except BackendError:  # at no stage
                 raise
             except REFUSALS as error:

@@ -9,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .config import Config
 from .files import naming, write_atomically
+from .task import METRICS, Metric
 from .tracking import Mirror
 
 
@@ -70,28 +71,32 @@ def memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def opening(about: dict, metric: str, split: str) -> str:
-    """What is said before the first epoch: how clips are scored, and what the accuracy of a multi-label task is.
+def opening(about: dict, metric: Metric, split: str) -> str:
+    """What is said before the first epoch: how clips are scored, and what the figures are of another task than single-label.
 
     Args:
         about: what every record holds beside the numbers of its epoch.
-        metric, split: what the accuracy is, and of which images.
+        metric, split: what the figures are, and of which images.
     """
     lines = [about["protocol"]] if "protocol" in about else []
     if "majority" in about:
-        without = f"the more frequent value of each in the training data gives {100 * about['majority']:.1f} %"
-        lines.append(f"{about['task']}: {metric}; {without} of the {split} images")
+        without = f"the more frequent value of each in the training data gives {metric.show(about['majority'])}"
+        lines.append(f"{about['task']}: {metric.name}; {without} of the {split} images")
+    if "noise" in about:
+        noise = f"white noise of a standard deviation of {about['noise']:g} grey levels"
+        lines.append(f"{about['task']}: {metric.name} in {metric.unit}, mean over the {split} images; {noise}")
     return "\n".join(lines)
 
 
 def summary_line(record: dict, epochs: int) -> str:
     """One epoch's record for people."""
     unit = "clips" if "clips_per_second" in record else "images"
-    split = "validation" if "validation_accuracy" in record else "test"
-    beside = f" (majority {100 * record['majority']:.1f} %)" if "majority" in record else ""
+    metric = next(metric for key, metric in METRICS.items() if {f"test_{key}", f"validation_{key}"} & record.keys())
+    split = "validation" if f"validation_{metric.key}" in record else "test"
+    beside = f" (majority {metric.show(record['majority'])})" if "majority" in record else ""
     return (
-        f"epoch {record['epoch']}/{epochs}  {record['size']} px  loss {record['train_loss']:.3f}  "
-        f"{split} {100 * record[f'{split}_accuracy']:.1f} %{beside}  lr {record['lr']:.2g}  {record['seconds']:.1f} s  "
+        f"epoch {record['epoch']}/{epochs}  {record['size']} px  loss {record['train_loss']:.3g}  "
+        f"{split} {metric.show(record[f'{split}_{metric.key}'])}{beside}  lr {record['lr']:.2g}  {record['seconds']:.1f} s  "
         f"{record[f'{unit}_per_second']:.0f} {unit}/s"
         + (f"  {record['unreadable']} could not be read" if "unreadable" in record else "")
     )

@@ -14,6 +14,7 @@ from s4nd.ops import BackendError
 
 from .config import Config, StageConfig
 from .data.photos import LUMA, to_grey
+from .task import CHANNELS
 
 # What models raise at a size that they do not take: torch, timm and the layer.
 REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError)
@@ -21,6 +22,9 @@ REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionEr
 
 def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
     """A freshly initialised model for stage number `stage` of the config.
+
+    Args:
+        num_classes: of the data. With data.noise the model has an output for each pixel and channel in their place.
 
     Raises:
         ValueError: the name is not registered with timm, or the model does not know one of model.args.
@@ -32,7 +36,10 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"model.name={name!r} is not a model of timm's registry{hint}")
-    args = {"pretrained": False, "num_classes": num_classes, **config.model.args}
+    head = {"num_classes": num_classes}
+    if config.data.noise is not None:
+        head = {"num_classes": CHANNELS, "global_pool": ""}
+    args = {"pretrained": False, **head, **config.model.args}
     try:
         model = _create(name, args, grid)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Accuracy against resolution: evaluate a model at sizes it was not trained at, as a table, a plot and a sentence."""
+"""The metric against resolution: a model at sizes that it was not trained at, as a table, a plot and a sentence."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,32 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as TF
+from torch import nn
 
 from .data import ClipSampling, ImageTransforms, Rendering, make_loader
 from .evaluate import evaluate
 from .files import write_atomically
 from .model import check_runs, to_input
-from .task import task_of
+from .task import ACCURACY, Metric, task_of
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy (0 to 1) of one checkpoint per size (pixels per side), and why it has none at a size.
+    """Metric of one checkpoint per size (pixels per side), and why it has none at a size.
 
     `about`: of which weights, on what data and how (train/about.py; put together in train/commands/compare.py); None where an
     older file does not say.
     """
 
     name: str
-    trained_size: int | None  # None: the size is of no matter
-    accuracy: Mapping[int, float]
+    trained_size: int | None  # None: of an answer that needs no model
+    accuracy: Mapping[int, float]  # or what else the metric is
     refused: Mapping[int, str] = field(default_factory=dict)
     about: Mapping[str, Any] | None = None
 
 
-NONE: Mapping[str, float] = {}
 CURVES_FILE = "resolution.json"  # beside the plot, by default in the run's folder
 
 
@@ -52,10 +50,11 @@ def evaluate_sizes(
     sampling: ClipSampling | None = None,
     control: int | None = None,
     transforms: ImageTransforms | None = None,
+    noise: float | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[int, float]:
-    """Accuracy of a model on a data set rendered at each size: the metric of the data's task.
+    """The metric of the data's task, of a model on a data set rendered at each size.
 
     Args:
         model: takes (B, 3, size, size) of any size, or (B, 3, frames, size, size); moved to `device`, left in eval mode.
@@ -65,19 +64,20 @@ def evaluate_sizes(
         skip_bad: leave out images that cannot be read; otherwise they raise BadImage.
         sampling: of the clips, for a data set of videos; None for images.
         control: the honest rival of running at an unseen size: images rendered at each size are resized to this one, the
-            trained one (bilinear with antialiasing), and the model runs there.
+            trained one (bilinear with antialiasing), and the model runs there; what it restored is resized back.
         transforms: how images are rendered; None: as `ImageTransforms()` says.
+        noise: as data.noise of the config: the task is then to restore the images.
         rank, world_size: this process and the number of them, which share the images.
 
     Returns:
-        {size: accuracy, 0 to 1}.
+        {size: metric}.
 
     Raises:
         SizeRefused: the model does not run at a size; with its reason.
     """
     device = torch.device(device)
     model.to(device)
-    accuracy = {}
+    task, accuracy = task_of(dataset.labels, noise), {}
     for size in sizes:
         if size < 1:
             raise ValueError(f"sizes must be at least 1, got {size}")
@@ -92,59 +92,47 @@ def evaluate_sizes(
             size,
             batch_size,
             train=False,
-            rendering=Rendering(transforms=transforms or ImageTransforms(), sampling=sampling),
+            rendering=Rendering(transforms=transforms or ImageTransforms(), sampling=sampling, noise=noise),
             workers=workers,
             rank=rank,
             world_size=world_size,
             skip_bad=skip_bad,
         )
-        if control is not None:
-            batches = ((_resize(images, control), labels) for images, labels in batches)
-        accuracy[size] = evaluate(model, batches, device, batch_size, task_of(dataset.labels)).accuracy
+        accuracy[size] = evaluate(model, batches, device, batch_size, task, control).accuracy
     return accuracy
 
 
-def _resize(images: Tensor, size: int) -> Tensor:
-    return TF.resize(images, [size, size], TF.InterpolationMode.BILINEAR, antialias=True)
-
-
-def table(curves: Sequence[Curve], metric: str = "accuracy", constant: Mapping[str, float] = NONE) -> str:
-    """Accuracies in percent, a row per checkpoint; the size it was trained at carries a star.
-
-    Args:
-        metric: what they are called.
-        constant: rows of answers that no size changes, the name of each and its accuracy.
-    """
+def table(curves: Sequence[Curve], metric: Metric = ACCURACY) -> str:
+    """A row per checkpoint; the size it was trained at carries a star."""
     sizes = sorted({size for curve in curves for size in curve.accuracy})
-    curves = [*curves, *(Curve(name, None, dict.fromkeys(sizes, value)) for name, value in constant.items())]
     width = max(len("size"), *(len(curve.name) for curve in curves))
     lines = [f"{'size':<{width}}" + "".join(f"{size:>8} " for size in sizes)]
     for curve in curves:
         cells = [
-            f"{100 * curve.accuracy[size]:8.1f}{'*' if size == curve.trained_size else ' '}"
+            f"{metric.number(curve.accuracy[size]):>8}{'*' if size == curve.trained_size else ' '}"
             if size in curve.accuracy
             else f"{'-':>8} "
             for size in sizes
         ]
         lines.append(f"{curve.name:<{width}}" + "".join(cells))
-    return "\n".join(line.rstrip() for line in [*lines, f"{metric} in %, * trained at this size"])
+    return "\n".join(line.rstrip() for line in [*lines, f"{metric.name} in {metric.unit}, * trained at this size"])
 
 
-def conclusion(curves: Sequence[Curve]) -> str:
+def conclusion(curves: Sequence[Curve], metric: Metric = ACCURACY) -> str:
     """What the table shows: each checkpoint's change from its own size to the size farthest from it."""
-    return "; ".join(_change(curve) for curve in curves)
+    return "; ".join(_change(curve, metric) for curve in curves if curve.trained_size is not None)
 
 
-def _change(curve: Curve) -> str:
+def _change(curve: Curve, metric: Metric) -> str:
     home = curve.trained_size if curve.trained_size in curve.accuracy else min(curve.accuracy)
     trained = " (trained)" if home == curve.trained_size else ""
-    start = f"{curve.name}: {100 * curve.accuracy[home]:.1f} % at {home}{trained}"
+    start = f"{curve.name}: {metric.show(curve.accuracy[home])} at {home}{trained}"
     far = max(curve.accuracy, key=lambda size: (max(size, home) / min(size, home), size))
     if far == home:
         return start
-    points = 100 * (curve.accuracy[far] - curve.accuracy[home])
-    change = f"{'rises' if points > 0 else 'falls'} by {abs(points):.1f} points"
-    return f"{start}, {100 * curve.accuracy[far]:.1f} % at {far}: {change}"
+    more = curve.accuracy[far] - curve.accuracy[home]
+    change = f"{'rises' if more > 0 else 'falls'} by {metric.number(abs(more))} {metric.difference}"
+    return f"{start}, {metric.show(curve.accuracy[far])} at {far}: {change}"
 
 
 def require_matplotlib():
@@ -161,39 +149,32 @@ def _shorten(label: str, longest: int = 48) -> str:
     return label if len(label) <= longest else "..." + label[3 - longest :]
 
 
-def plot(
-    curves: Sequence[Curve], path: str | Path, metric: str = "accuracy", constant: Mapping[str, float] = NONE
-) -> Path:
-    """Write a PNG of accuracy against resolution, the trained size of each checkpoint marked; returns its path.
-
-    `metric` and `constant` are those of `table`.
-    """
+def plot(curves: Sequence[Curve], path: str | Path, metric: Metric = ACCURACY) -> Path:
+    """Write a PNG of the metric against resolution, the trained size of each checkpoint marked; returns its path."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"the plot must be a .png file, got {path}")
-    figure = plot_curves(curves, metric, constant)
+    figure = plot_curves(curves, metric)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
 
 
-def plot_curves(curves: Sequence[Curve], metric: str = "accuracy", constant: Mapping[str, float] = NONE):
+def plot_curves(curves: Sequence[Curve], metric: Metric = ACCURACY):
     """The figure of `plot`."""
     figure = require_matplotlib().Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
     sizes = sorted({size for curve in curves for size in curve.accuracy})
     for i, curve in enumerate(curves):
-        points = sorted(curve.accuracy.items())
-        color = f"C{i}"
-        percents = [100 * accuracy for _, accuracy in points]
-        axes.plot([size for size, _ in points], percents, "o-", color=color, markersize=4, label=_shorten(curve.name))
+        x = sorted(curve.accuracy)
+        y = [metric.scale * curve.accuracy[size] for size in x]
+        line, color = ("o-", f"C{i}") if curve.trained_size is not None else (".--", "0.4")
+        axes.plot(x, y, line, color=color, markersize=4, label=_shorten(curve.name))
         if curve.trained_size in curve.accuracy:
-            home = 100 * curve.accuracy[curve.trained_size]
+            home = metric.scale * curve.accuracy[curve.trained_size]
             axes.plot([curve.trained_size], [home], "*", color=color, markersize=16, markeredgecolor="white")
-    for name, value in constant.items():
-        axes.axhline(100 * value, color="0.4", linestyle="--", linewidth=1, label=_shorten(name))
     axes.plot([], [], "*", color="0.4", markersize=12, linestyle="none", label="trained at this size")
-    axes.set(xlabel="resolution (pixels per side)", ylabel=f"test {metric} (%)", ylim=(0, 100))
+    axes.set(xlabel="resolution (pixels per side)", ylabel=f"test {metric.name} ({metric.unit})", ylim=metric.limits)
     axes.set_xticks(sizes)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -145,6 +145,21 @@ def test_data_pad(trainer):
     assert any(found.any() for (i, j), found in at.items() if i in (0, 4) and j in (0, 4))
 
 
+def test_data_noise(trainer):
+    """Of the pixels: in training and in testing the images differ by it, and the targets are what is missing."""
+    plain = trainer()
+    for noise in (5, 20):
+        run = trainer(f"data.noise={noise}")
+        for (images, targets), (clean, _) in (
+            (batch(run), batch(plain)),
+            (next(iter(plain_loader(run))), next(iter(plain_loader(plain)))),
+        ):
+            assert torch.equal(images + targets, clean.to(torch.int16))
+            assert targets.double().std() == pytest.approx(
+                noise, rel=0.15
+            )  # of 512 numbers at least, some of them clipped
+
+
 def crops(trainer, monkeypatch, *overrides):
     """Top, left, height and width of the random crops of the first batch, of pictures of 12 x 12 pixels."""
     seen, crop = [], RandomResizedCropAndInterpolation.get_params

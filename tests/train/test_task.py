@@ -345,7 +345,9 @@ def test_run_begins_with_a_classifier_of_its_own_task(trained, config):
 def test_task_of_a_bare_file_must_be_one(trained, config, tmp_path):
     save_file(read_checkpoint(trained)[0], tmp_path / "plain.safetensors", {"task": "regression"})
     run = config(f"init.weights={tmp_path / 'plain.safetensors'}")
-    with pytest.raises(ValueError, match="the metadata's task must be single-label or multi-label, got 'regression'"):
+    with pytest.raises(
+        ValueError, match="the metadata's task must be single-label or multi-label or restoration, got 'regression'"
+    ):
         initialise(build_model(run, 3), run, NAMES, "multi-label")
 
 
@@ -355,7 +357,7 @@ def test_task_of_a_bare_file_must_be_one(trained, config, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"task": "regression"}, "the task must be single-label or multi-label, got 'regression'"),
+        ({"task": "regression"}, "the task must be single-label or multi-label or restoration, got 'regression'"),
         ({"majority": [1]}, r"a multi-label majority must be 3 values of 0 and 1, got \[1\]"),
         ({"majority": [1, 0, 2]}, r"a multi-label majority must be 3 values of 0 and 1, got \[1, 0, 2\]"),
         ({"task": "single-label"}, r"a single-label majority must be 0 values"),

@@ -1,9 +1,9 @@
-"""Checkpoints at several resolutions in one table, by every way to them, beside their control and the majority."""
+"""Checkpoints at several resolutions in one table, by every way to them, beside their control and what needs no model."""
 
 import copy
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ..data.names import difference, order_by_name
 from ..data.video_sets import VideoDataset
 from ..processes import Place
 from ..resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, save_curves, table
-from ..task import TASKS, Task, agreement, task_of
+from ..task import TASKS, Task, Unchanged, agreement, task_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Comparison:
         sizes: pixels per side.
         frames: of a clip of unchanged duration; None: the checkpoint's.
         resample: ways to the kernels of other sizes, a row each; None: the checkpoint's.
-        control: also a row of the same images resized to the trained size.
+        control: also a row of the same images resized to the trained size; restored ones are resized back.
         data, root: the data set, and its folder or file; None: the checkpoint's.
         limit: test images at most; None: the checkpoint's.
         batch_size: images or clips at a time, of all processes together.
@@ -64,24 +64,23 @@ def compare(wanted: Comparison, place: Place) -> None:
     """
     task = _task(wanted)
     curves: list[Curve] = []
-    majorities: dict[str, float] = {}
+    without: dict[str, Mapping[int, float]] = {}
     try:
         for path, name in zip(wanted.checkpoints, _names(wanted), strict=True):
-            _curves(path, name, wanted, place, curves, majorities)
+            _curves(path, name, wanted, task, place, curves, without)
     finally:  # whatever goes wrong, what has been computed is not lost
         known = [curve for curve in curves if curve.accuracy]
         if known and place.rank == 0:
             where = Path(wanted.out or Path(wanted.checkpoints[0]).with_name("resolution.png"))
-            constant = _majority_rows(majorities)
-            print(table(known, task.metric, constant))
-            print(f"plot: {plot(known, where, task.metric, constant)}")
-            rows = [*known, *(Curve(row, None, dict.fromkeys(known[0].accuracy, x)) for row, x in constant.items())]
+            rows = [*known, *_rows_without_model(task.without_model, without)]
+            print(table(rows, task.metric))
+            print(f"plot: {plot(rows, where, task.metric)}")
             save_curves(rows, where.with_suffix(".json"))
-            print(conclusion(known))
+            print(conclusion(rows, task.metric))
     refused = [f"{curve.name}: {reason}" for curve in curves for reason in curve.refused.values()]
     if refused and not known:
         raise ValueError("; ".join(refused))
-    print("".join(f"{line}\n" for line in [*refused, *_chosen(wanted)]), end="")
+    print("".join(f"{line}\n" for line in [*refused, *_chosen(wanted, task)]), end="")
 
 
 def _task(wanted: Comparison) -> Task:
@@ -93,50 +92,56 @@ def _task(wanted: Comparison) -> Task:
     tasks = {read_checkpoint(path)[2].task: path for path in wanted.checkpoints}
     if len(tasks) > 1:
         found = ", ".join(f"{path} is {name}" for name, path in tasks.items())
-        raise ValueError(f"accuracies of different tasks do not stand in one table: {found}")
+        raise ValueError(f"figures of different tasks do not stand in one table: {found}")
     return TASKS[next(iter(tasks))]
 
 
-def _majority_rows(majorities: dict[str, float]) -> dict[str, float]:
-    """Rows of the table for each checkpoint's majority; one for all where they agree."""
-    values = {*majorities.values()}
-    return {"majority": values.pop()} if len(values) == 1 else {f"{k}, majority": v for k, v in majorities.items()}
+def _rows_without_model(label: str, found: Mapping[str, Mapping[int, float]]) -> list[Curve]:
+    """What needs no model, on the data of each checkpoint; one row for all where they agree."""
+    several = any(figures != next(iter(found.values())) for figures in found.values())
+    rows = {f"{name}, {label}" if several else label: figures for name, figures in found.items()}
+    return [Curve(row, None, figures) for row, figures in rows.items()]
 
 
-def _chosen(wanted: Comparison) -> list[str]:
-    """What flatters the table: checkpoints that were chosen by their accuracy on the images of the table."""
+def _chosen(wanted: Comparison, task: Task) -> list[str]:
+    """What flatters the table: checkpoints that were chosen by their figure on the images of the table."""
     chosen = [path for path in wanted.checkpoints if (meta := read_checkpoint(path)[2]).best and meta.split == "test"]
     if not chosen or wanted.data or wanted.root:
         return []
-    return [f"chosen among its epochs by accuracy on this test split, which flatters it: {', '.join(chosen)}"]
+    return [f"chosen among its epochs by {task.metric.name} on this test split, which flatters it: {', '.join(chosen)}"]
 
 
 def _curves(
     path: str,
     name: str,
     wanted: Comparison,
+    task: Task,
     place: Place,
     curves: list[Curve],
-    majorities: dict[str, float],
+    without: dict[str, Mapping[int, float]],
 ) -> None:
     """Append the curve of a checkpoint, or for videos one for each of wanted.frames, and fill it size by size.
 
-    Of a multi-label checkpoint also enter what its majority is worth on the data, whatever the size.
+    Also enter what needs no model: of a multi-label checkpoint what its majority is worth on the data, whatever the size, and
+    of one that restores images what they are worth as they are.
     """
     about = of_weights(path)
     model, config, meta = load_model(path)
     data = config.data
     dataset, order = _data(path, config, meta, wanted)
-    about |= {"epoch": meta.epoch, "skip_bad": wanted.skip_bad, **of_data(wanted.data or data.name, dataset)}
+    about |= {"epoch": meta.epoch, "skip_bad": wanted.skip_bad, "noise": data.noise}
+    about |= {"metric": task.metric.name, "unit": task.metric.unit}
+    about |= of_data(wanted.data or data.name, dataset)
     if order is not None:
         model.register_forward_hook(lambda module, args, logits: logits[:, order])
+    settings = {key: getattr(wanted, key) for key in ("batch_size", "workers", "skip_bad")}
+    settings |= {"transforms": data.transforms(), "noise": data.noise} | place._asdict()
+    sizes, trained_size = sorted(set(wanted.sizes)), config.stages[meta.stage].size
     if meta.majority:
         answer = meta.majority if order is None else [meta.majority[i] for i in order]
-        majorities[name] = agreement(answer, dataset.labels)
-    settings = {key: getattr(wanted, key) for key in ("batch_size", "workers", "skip_bad")}
-    settings |= {"transforms": data.transforms()} | place._asdict()
-    metric = TASKS[meta.task].metric
-    sizes, trained_size = sorted(set(wanted.sizes)), config.stages[meta.stage].size
+        without[name] = dict.fromkeys(sizes, agreement(answer, dataset.labels))
+    if data.noise is not None:
+        without[name] = evaluate_sizes(Unchanged(), dataset, sizes, **settings)
     for frames in sorted(set(wanted.frames or [data.frames])):
         sampling = data.sampling() and replace(data.sampling(), frames=frames)
         if sampling:
@@ -154,7 +159,7 @@ def _curves(
             for label, control in rows.items():
                 accuracy, refused = {}, {}
                 how = {"way": way or way_of(model), "control": control is not None, "frames": sampling and frames}
-                curves.append(Curve(label, trained_size, accuracy, refused, {**about, **how, "metric": metric}))
+                curves.append(Curve(label, trained_size, accuracy, refused, about | how))
                 for size in sizes:
                     try:
                         accuracy |= evaluate_sizes(
@@ -162,13 +167,13 @@ def _curves(
                         )
                     except SizeRefused as error:
                         refused[size] = str(error)
-                    _tell(label, size, accuracy, place)
+                    _tell(label, size, accuracy, task, place)
 
 
-def _tell(label: str, size: int, accuracy: dict[int, float], place: Place) -> None:
+def _tell(label: str, size: int, accuracy: dict[int, float], task: Task, place: Place) -> None:
     """Progress, on stderr: minutes can pass until the table is whole."""
     if place.rank == 0:
-        what = f"{100 * accuracy[size]:.1f} %" if size in accuracy else "refused"
+        what = task.metric.show(accuracy[size]) if size in accuracy else "refused"
         print(f"{label}, {size} px: {what}", file=sys.stderr, flush=True)
 
 
@@ -193,9 +198,10 @@ def _data(
     lists = data.lists if source.name in LISTED_DATASETS else None
     where = {"lists": lists, "official_split": data.split, "reading": data.reading()}
     dataset = build_dataset(source.name, root, "test", limit=limit, **where)
-    if task_of(dataset.labels).name != meta.task:
-        raise ValueError(f"{path} is {meta.task}, and the data of {source.name} is {task_of(dataset.labels).name}")
-    if list(dataset.classes) == meta.classes:
+    task = task_of(dataset.labels, data.noise)
+    if task.name != meta.task:
+        raise ValueError(f"{path} is {meta.task}, and the data of {source.name} is {task.name}")
+    if task.names(dataset.classes) == meta.classes:
         return dataset, None
     order = order_by_name(dataset.classes, meta.classes)
     if order is None:

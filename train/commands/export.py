@@ -2,7 +2,9 @@
 
 Every S4ND layer becomes plain convolutions (s4nd/nn/plan.py); the batch stays free. The file holds, as metadata, what a
 caller must know to use it: whether the logits are of a softmax (task: single-label) or each of a sigmoid (multi-label), the
-names of the classes, the size, mean and std of the input, and how an image or a clip is made.
+names of the classes, the size, mean and std of the input, and how an image or a clip is made. A model that restores images
+(restoration) gives a residual in place of logits; `noise` is the standard deviation that it was trained for, and `restored` the
+image without it.
 """
 
 import json
@@ -20,8 +22,9 @@ from torch.export import Dim, ExportedProgram
 from ..checkpoint import load_model
 from ..config import DataConfig
 from ..model import channels, check_runs, normalisation
+from ..task import TASKS
 
-TOLERANCE = 1e-4  # of the file's logits, relative to the largest
+TOLERANCE = 1e-4  # of the file's output, relative to the largest
 OLDEST_OPSET = 18  # of torch's exporter
 INSTALL = "pip install 's4nd[onnx]'"
 
@@ -33,7 +36,8 @@ class Export:
     path: Path
     size: tuple[int, int]  # height, width
     frames: int | None  # of a clip; None for images
-    difference: float | None  # of the file's logits from the model's, relative to the largest; None: not checked
+    output: str  # what it is called: logits, or residual
+    difference: float | None  # of the file's output from the model's, relative to the largest; None: not checked
 
 
 def export_model(
@@ -43,7 +47,7 @@ def export_model(
     opset: int | None = None,
     frames: int | None = None,
 ) -> Export:
-    """Write the model of a checkpoint as a function of x -> logits (B, classes), B free, and check the file.
+    """Write the model of a checkpoint as a function of x -> logits (B, classes) or residual, B free, and check the file.
 
     x is images (B, C, height, width), or of a model trained on videos clips (B, C, frames, height, width).
 
@@ -64,10 +68,11 @@ def export_model(
     model, config, meta = load_model(checkpoint)
     height, width = _height_width(config.stages[meta.stage].size if size is None else size)
     time = _time(config.data, frames)
+    task = TASKS[meta.task]
     rendering = {} if time else {"crop_pct": config.data.crop_pct, "interpolation": config.data.interpolation}
     grid = [time["frames"], height, width] if time else [height, width]
     x = torch.randn(3, channels(model), *grid, generator=torch.Generator().manual_seed(0))
-    logits = check_runs(model, x, config.model.name)
+    expected = check_runs(model, x, config.model.name)
     mean, std = normalisation(model)
     about = {
         "model": config.model.name,
@@ -78,6 +83,7 @@ def export_model(
         "std": std,
         **time,
         **rendering,
+        **_restoring(config.data),
     }
     about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     fused = reparameterize_model(model)
@@ -86,15 +92,17 @@ def export_model(
         program = torch.export.export(fused, (x[:2],), dynamic_shapes=({0: Dim("batch")},))
     if out.suffix == ".onnx":
         name = "clips" if time else "images"
-        _write_onnx(program, out, about, opset, name)
-        found = _onnx_logits(out, x, name) if find_spec("onnxruntime") else None
+        _write_onnx(program, out, about, opset, name, task.output)
+        found = _onnx_output(out, x, name) if find_spec("onnxruntime") else None
     else:
         torch.export.save(program, out, extra_files=about)
         found = torch.export.load(out).module()(x)
-    difference = None if found is None else ((found - logits).abs().max() / logits.abs().max()).item()
+    difference = None if found is None else ((found - expected).abs().max() / expected.abs().max()).item()
     if difference is not None and not difference <= TOLERANCE:
-        raise ValueError(f"{out}: its logits differ from the model's by {difference:.1e} of the largest: do not use it")
-    return Export(out, (height, width), time.get("frames"), difference)
+        raise ValueError(
+            f"{out}: its {task.output} differs from the model's by {difference:.1e} of the largest: do not use it"
+        )
+    return Export(out, (height, width), time.get("frames"), task.output, difference)
 
 
 def _time(data: DataConfig, frames: int | None) -> dict[str, Any]:
@@ -108,6 +116,11 @@ def _time(data: DataConfig, frames: int | None) -> dict[str, Any]:
     if frames < 1:
         raise ValueError(f"frames must be a positive number, got {frames}")
     return {"frames": frames, "seconds": sampling.seconds, "gamma": sampling.gamma, "motion": sampling.motion}
+
+
+def _restoring(data: DataConfig) -> dict[str, Any]:
+    """How the output of a model that restores images is to be used; nothing for others."""
+    return {} if data.noise is None else {"noise": data.noise, "restored": "image / 255 + residual"}
 
 
 def _check_out(out: Path, opset: int | None) -> None:
@@ -133,8 +146,10 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def _write_onnx(program: ExportedProgram, out: Path, about: dict[str, str], opset: int | None, name: str) -> None:
-    names = {"input_names": [name], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
+def _write_onnx(
+    program: ExportedProgram, out: Path, about: dict[str, str], opset: int | None, name: str, output: str
+) -> None:
+    names = {"input_names": [name], "output_names": [output], "dynamic_shapes": ({0: "batch"},)}
     onnx = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
     found = onnx.model.opset_imports[""]
     if opset not in (None, found):  # the exporter goes on with another one
@@ -143,8 +158,8 @@ def _write_onnx(program: ExportedProgram, out: Path, about: dict[str, str], opse
     onnx.save(out)
 
 
-def _onnx_logits(path: Path, x: Tensor, name: str) -> Tensor:
+def _onnx_output(path: Path, x: Tensor, name: str) -> Tensor:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["logits"], {name: x.numpy()})[0])
+    return torch.from_numpy(session.run(None, {name: x.numpy()})[0])

@@ -1,7 +1,8 @@
 """`s4nd report`: what some runs did, as one HTML file that needs nothing else: no network, no script, no other file.
 
-Curves of loss and accuracy, accuracy against resolution where `s4nd eval` has left it in the run's folder, the kernels of the
-first S4ND layer as drawn and as trained, the configs with what differs between them marked, and the environment.
+Curves of loss and accuracy (or PSNR, of restored images), the same against resolution where `s4nd eval` has left it in the
+run's folder, the kernels of the first S4ND layer as drawn and as trained, the configs with what differs between them marked,
+and the environment.
 """
 
 import base64
@@ -28,6 +29,7 @@ from ..files import write_atomically
 from ..model import build_model
 from ..resolution import CURVES_FILE, Curve, plot_curves, read_curves, require_matplotlib, table
 from ..state import flatten
+from ..task import METRICS, TASKS, Metric
 
 STYLE = """body{font:15px/1.5 sans-serif;max-width:1000px;margin:2em auto;padding:0 1em}table{border-collapse:collapse}
 td,th{padding:.15em .8em;text-align:left;border-bottom:1px solid #ddd}td.differs{background:#fff3c4}
@@ -47,23 +49,32 @@ class Run:
     steps: list[dict[str, Any]]  # of steps.jsonl
     curves: list[Curve]
 
+    @property
+    def metric(self) -> Metric:
+        """What its figures are."""
+        return TASKS[self.meta.task].metric
+
 
 def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     """Write the report of these run directories; returns its path.
 
     Raises:
-        FileNotFoundError, ValueError: a folder holds no run, or a damaged one.
+        FileNotFoundError, ValueError: a folder holds no run, or a damaged one, or their figures are not of one kind.
         ImportError: matplotlib is not installed.
     """
     require_matplotlib()
     runs = [read_run(Path(folder)) for folder in folders]
-    curves = [curve for run in runs for curve in run.curves]
+    metric, curves = common_metric(runs), [curve for run in runs for curve in run.curves]
     parts = [
         "<h1>Training runs</h1>",
-        _summary(runs),
-        *("<h2>Training</h2>", _image(_training(runs), "loss and accuracy by epoch and step")),
+        _summary(runs, metric),
+        *("<h2>Training</h2>", _image(_training(runs, metric), f"loss and {metric.name} by epoch and step")),
         *(
-            ["<h2>Resolution</h2>", _image(plot_curves(curves), "accuracy by size"), _pre(table(curves))]
+            [
+                "<h2>Resolution</h2>",
+                _image(plot_curves(curves, metric), f"{metric.name} by size"),
+                _pre(table(curves, metric)),
+            ]
             if curves
             else []
         ),
@@ -86,6 +97,19 @@ def read_run(folder: Path) -> Run:
     return Run(folder, model, config, meta, *logs, read_curves(path) if path.is_file() else [])
 
 
+def common_metric(runs: Sequence[Run]) -> Metric:
+    """What the figures of all of them are, in a word.
+
+    Raises:
+        ValueError: they are of several kinds, which do not stand beside each other.
+    """
+    kinds = {run.metric.key: run for run in runs}
+    if len(kinds) > 1:
+        found = ", ".join(f"{run.folder} is {run.meta.task}" for run in kinds.values())
+        raise ValueError(f"accuracies and PSNRs do not stand beside each other: {found}")
+    return METRICS[next(iter(kinds))]
+
+
 def _records(path: Path) -> list[dict[str, Any]]:
     """Lines of a log; one that a kill cut short is left out."""
     records = []
@@ -99,13 +123,13 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _summary(runs: Sequence[Run]) -> str:
+def _summary(runs: Sequence[Run], metric: Metric) -> str:
     rows = []
     for run in runs:
         seconds = sum(record.get("seconds", 0) for record in run.epochs)
         sizes = ", ".join(f"{stage.size} ({stage.epochs} epochs)" for stage in run.config.stages)
         parameters = f"{sum(p.numel() for p in run.model.parameters()):,}"
-        accuracy = f"{100 * run.meta.accuracy:.1f} % ({run.meta.split})"
+        figure = f"{metric.show(run.meta.accuracy)} ({run.meta.split})"
         rows.append(
             [
                 str(run.folder),
@@ -113,27 +137,30 @@ def _summary(runs: Sequence[Run]) -> str:
                 parameters,
                 run.config.data.name,
                 sizes,
-                accuracy,
+                figure,
                 f"{seconds:.0f}",
             ]
         )
-    return _table(["run", "model", "parameters", "data", "sizes", "accuracy after the last epoch", "seconds"], rows)
+    return _table(
+        ["run", "model", "parameters", "data", "sizes", f"{metric.name} after the last epoch", "seconds"], rows
+    )
 
 
-def _training(runs: Sequence[Run]):
+def _training(runs: Sequence[Run], metric: Metric):
     figure = require_matplotlib().Figure(figsize=(9.6, 3.2), dpi=110, layout="constrained")
-    loss, accuracy, *more = figure.subplots(1, 3 if any(run.steps for run in runs) else 2)
+    loss, judged, *more = figure.subplots(1, 3 if any(run.steps for run in runs) else 2)
     for i, run in enumerate(runs):
-        x, key = [record["epoch"] for record in run.epochs], f"{run.meta.split}_accuracy"
+        x, key = [record["epoch"] for record in run.epochs], f"{run.meta.split}_{metric.key}"
         name = run.folder.name
         loss.plot(x, [record.get("train_loss") for record in run.epochs], color=f"C{i}", label=name)
-        accuracy.plot(x, [100 * record.get(key, float("nan")) for record in run.epochs], color=f"C{i}", label=name)
+        y = [metric.scale * record.get(key, float("nan")) for record in run.epochs]
+        judged.plot(x, y, color=f"C{i}", label=name)
         for steps in more:
             steps.plot([r["step"] for r in run.steps], [r.get("loss") for r in run.steps], color=f"C{i}", linewidth=0.7)
             steps.set(xlabel="step", ylabel="loss of the step")
     loss.set(xlabel="epoch", ylabel="training loss")
-    accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
-    accuracy.legend(frameon=False, fontsize=8)
+    judged.set(xlabel="epoch", ylabel=f"{metric.name} ({metric.unit})")
+    judged.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -14,7 +14,7 @@ from .schema import Config, DataConfig
 VIDEO_KEYS = ("lists", "split", *(f.name for f in fields(ClipSampling)))
 READING_KEYS = tuple(f.name for f in fields(Reading))
 UNREAD = {"wds": ("input_key", "target_key"), "hfds": ("shuffle",), "hfids": (), None: READING_KEYS}
-IMAGE_KEYS = tuple(f.name for f in fields(ImageTransforms))
+IMAGE_KEYS = ("noise", *(f.name for f in fields(ImageTransforms)))
 
 
 class Range(NamedTuple):
@@ -30,6 +30,7 @@ RANGES = {
     "data.test_limit": Range(1),
     "data.val_fraction": Range(0, 1, positive=True),
     "data.pad": Range(0, 1),
+    "data.noise": Range(0, 255, positive=True),
     "data.workers": Range(0),
     "data.prefetch": Range(1),
     "data.shuffle": Range(1),
@@ -95,6 +96,7 @@ def problems(config: Config) -> Iterator[str]:
     yield from _of_workers(config.data)
     yield from _of_readers(config.data)
     yield from _of_mixing(config)
+    yield from _of_noise(config)
     yield from _of_stages(config)
     yield from problems_of_optimizer(config.optim, config.parallel)
     yield from problems_of_schedule(config)
@@ -173,6 +175,20 @@ def _of_mixing(config: Config) -> Iterator[str]:
             yield f"{key} is of mixup and cutmix: set one of them"
     if not (config.mixup and config.cutmix) and _changed(config, ("mixup_switch_prob",)):
         yield "mixup_switch_prob is between mixup and cutmix: set both"
+
+
+def _of_noise(config: Config) -> Iterator[str]:
+    """What the task of restoring images cannot honour."""
+    if config.data.noise is None:
+        return
+    for key in _changed(config, ("label_smoothing", "mixup", "cutmix")):
+        yield f"{key} is of labels, and with data.noise the model learns to restore images"
+    for key in _changed(config.data, ("auto_augment", "reprob")):
+        yield f"data.{key} paints over an image what no camera sees: with data.noise there is nothing to restore there"
+    if (channels := config.model.args.get("in_chans", 3)) != 3:
+        yield f"model.args.in_chans must be 3 with data.noise, which is alike in all channels, got {channels}"
+    if "global_pool" in config.model.args:
+        yield "model.args.global_pool cannot be set with data.noise: the output is on the image's grid, without pooling"
 
 
 def _of_stages(config: Config) -> Iterator[str]:

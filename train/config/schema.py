@@ -29,6 +29,9 @@ class DataConfig:
     input_key: str = "image"  # column of the images, not of wds
     target_key: str = "label"  # column of the classes, not of wds
     shuffle: int = 8192  # samples of a stream that are shuffled together, not of hfds
+    # For images only: standard deviation of white noise, in grey levels of 255. With it the task is to restore the images,
+    # whatever their labels are; see data/noisy.py and task/restoration.py.
+    noise: float | None = None
     # For images only, in timm's words; see data/image_transforms.py:
     interpolation: str = "bilinear"
     train_interpolation: str | None = None  # None: as interpolation; "random": bilinear or bicubic, for random crops
@@ -72,7 +75,7 @@ class DataConfig:
 
     def rendering(self, normalisation: tuple[Sequence[float], Sequence[float]]) -> Rendering:
         """What becomes of images or videos on their way to a model whose input has this mean and std, (C,) each."""
-        return Rendering(self.hflip, self.pad, self.transforms(), normalisation, self.sampling())
+        return Rendering(self.hflip, self.pad, self.transforms(), normalisation, self.sampling(), self.noise)
 
 
 @dataclass

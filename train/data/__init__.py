@@ -6,6 +6,7 @@ split_off           a part of the training images for validation
 make_loader         batches of one epoch after the other at one size; uint8, normalised later on the device
 Rendering           what becomes of images or clips on the way
 Resized, Augmented  the views of images behind it: rendering, flips and shifts; timm's random transforms
+Noisy               the same with noise, and the residual that restores them
 ImageTransforms     which of timm's transforms, and how images are rendered
 Clips               the view of videos behind it
 Reading             what to read of data sets of timm's readers
@@ -33,6 +34,7 @@ from .image_transforms import ImageTransforms
 from .images import BadImage
 from .loader import ImageLoader, make_loader
 from .motion import MOTION
+from .noisy import Noisy
 from .parquet import Parquet
 from .photos import Photos
 from .readers import READERS, STREAMS, Reading, reader_of
@@ -57,6 +59,7 @@ __all__ = [
     "ImageDataset",
     "ImageLoader",
     "ImageTransforms",
+    "Noisy",
     "Reading",
     "Rendering",
     "Resized",

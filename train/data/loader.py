@@ -23,7 +23,7 @@ _reported: set[str] = set()  # a damaged image turns up in every epoch
 
 class ImageLoader(DataLoader):
     """Batches (images (B, 3, size, size) uint8, labels (B,) or, of attributes, (B, K) int64), without those images that cannot
-    be read.
+    be read. With noise the targets are the residuals (B, 3, size, size) int16 of `Noisy`.
 
     Of videos: clips (B, 3, T, size, size) for training; for testing all clips (K, 3, T, size, size) of a video, label (1,).
     They are reported by the process that iterates, not by its workers: once, as a warning of the logger "s4nd"; with
@@ -96,12 +96,16 @@ def report(error: BadImage) -> None:
         logger.warning("skipped %s that cannot be read: %s", kind, error)
 
 
-def collate(items: Sequence[tuple[Tensor, int] | BadImage]) -> tuple[Tensor, Tensor, list[BadImage]]:
-    """The images (B, 3, size, size) and labels (B,) or (B, K) of those items that were read, and the errors of the others."""
+def collate(items: Sequence[tuple[Tensor, int | Tensor] | BadImage]) -> tuple[Tensor, Tensor, list[BadImage]]:
+    """The images (B, 3, size, size) of those items that were read, their labels (B,) or (B, K), or their residuals, and the
+    errors of the others."""
     bad = [item for item in items if isinstance(item, BadImage)]
     good = [item for item in items if not isinstance(item, BadImage)]
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0, dtype=torch.uint8)
-    return images, torch.from_numpy(np.array([label for _, label in good], dtype=np.int64)), bad
+    labels = [label for _, label in good]
+    if labels and isinstance(labels[0], Tensor):
+        return images, torch.stack(labels), bad
+    return images, torch.from_numpy(np.array(labels, dtype=np.int64)), bad
 
 
 def collate_clips(items: Sequence[tuple[Tensor, int] | BadVideo]) -> tuple[Tensor, Tensor, list[BadVideo]]:

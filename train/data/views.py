@@ -12,8 +12,11 @@ from .clips import Clips, ClipSampling
 from .dataset import ImageDataset
 from .image_transforms import ImageTransforms
 from .images import BadImage
+from .noisy import Noisy
 from .resized import Resized
 from .video_sets import VideoDataset
+
+View = Resized | Clips | Noisy
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,11 @@ class Rendering:
         transforms: of images.
         normalisation: mean and std of the model's input, (C,) each, which random erasing and policies fill with.
         sampling: of the clips, for a data set of videos; None for images.
+        noise: its standard deviation, in grey levels of 255, of images only; with it the items are those of `Noisy`. In
+            training it follows from the seed, the epoch and the number of the item, in testing from the size and that number.
 
     Raises:
-        ValueError: transforms, which are of images, beside clips.
+        ValueError: transforms or noise, which are of images, beside clips.
     """
 
     hflip: bool = False
@@ -35,13 +40,20 @@ class Rendering:
     transforms: ImageTransforms = ImageTransforms()  # noqa: RUF009
     normalisation: tuple[Sequence[float], Sequence[float]] = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     sampling: ClipSampling | None = None
+    noise: float | None = None
 
     def __post_init__(self):
+        if self.sampling is not None and self.noise is not None:
+            raise ValueError(f"noise is of images; clips are sampled, got {self.noise}")
         if self.sampling is not None and self.transforms != ImageTransforms():
             raise ValueError(f"transforms are of images; clips are sampled, got {self.transforms}")
 
-    def training(self, dataset: ImageDataset | VideoDataset, size: int, seed: int, epoch: int) -> Resized | Clips:
+    def training(self, dataset: ImageDataset | VideoDataset, size: int, seed: int, epoch: int) -> View:
         """The view of an epoch of training."""
+        view = self._drawn(dataset, size, seed, epoch)
+        return view if self.noise is None else Noisy(view, self.noise, "training", seed, epoch)
+
+    def _drawn(self, dataset: ImageDataset | VideoDataset, size: int, seed: int, epoch: int) -> Resized | Clips:
         drawn = {"hflip": self.hflip, "seed": seed, "epoch": epoch}
         if self.sampling is not None:
             return Clips(dataset, size, self.sampling, train=True, **drawn)
@@ -52,11 +64,13 @@ class Rendering:
         interpolation, repeats = transforms.in_training, transforms.aug_repeats
         return Resized(dataset, size, interpolation=interpolation, repeats=repeats, pad=self.pad, **drawn)
 
-    def testing(self, dataset: ImageDataset | VideoDataset, size: int) -> Resized | Clips:
+    def testing(self, dataset: ImageDataset | VideoDataset, size: int) -> View:
         """The view that every evaluation has."""
         if self.sampling is not None:
             return Clips(dataset, size, self.sampling, train=False)
-        return Resized(dataset, size, interpolation=self.transforms.interpolation, crop_pct=self.transforms.crop_pct)
+        rendered = {"interpolation": self.transforms.interpolation, "crop_pct": self.transforms.crop_pct}
+        view = Resized(dataset, size, **rendered)
+        return view if self.noise is None else Noisy(view, self.noise, f"testing at {size}")
 
 
 class Views(Dataset):
@@ -72,7 +86,7 @@ class Views(Dataset):
         self.dataset, self.rendering, self.train, self.seed = dataset, rendering, train, seed
         self.epoch, self.made = 0, {}
 
-    def at(self, epoch: int, size: int) -> Resized | Clips:
+    def at(self, epoch: int, size: int) -> View:
         """One of them; those of another epoch are forgotten."""
         if epoch != self.epoch:
             self.epoch, self.made = epoch, {}
@@ -85,7 +99,7 @@ class Views(Dataset):
             )
         return self.made[size]
 
-    def __getitems__(self, items: list[tuple[int, int, int]]) -> list[tuple[Tensor, int] | BadImage]:
-        """Images (3, size, size) uint8 or clips, and labels, or the errors of those that cannot be read."""
+    def __getitems__(self, items: list[tuple[int, int, int]]) -> list[tuple[Tensor, int | Tensor] | BadImage]:
+        """Images (3, size, size) uint8 or clips, and labels or residuals, or the errors of those that cannot be read."""
         epoch, size, _ = items[0]
         return self.at(epoch, size).__getitems__([index for *_, index in items])
