@@ -168,8 +168,9 @@ def test_divided_run_goes_on_bit_for_bit_from_a_state_of_whole_weights(write_con
 
 
 @pytest.mark.slow
-def test_processes_share_the_images_of_an_evaluation(write_config, tmp_path, capsys):
-    checkpoint = train(load_config(write_config(), ["stages.0.epochs=1"])) / "last.safetensors"
+@pytest.mark.parametrize("task", [[], ["data.noise=25"]])
+def test_processes_share_the_images_of_an_evaluation(write_config, tmp_path, capsys, task):
+    checkpoint = train(load_config(write_config(), ["stages.0.epochs=1", *task])) / "last.safetensors"
     command = ["eval", str(checkpoint), "--sizes", "8", "12", "--control", "--device", "cpu"]
     capsys.readouterr()
     assert main([*command, "--out", str(tmp_path / "one.png")]) == 0

@@ -100,7 +100,7 @@ def export_model(
     difference = None if found is None else ((found - expected).abs().max() / expected.abs().max()).item()
     if difference is not None and not difference <= TOLERANCE:
         raise ValueError(
-            f"{out}: its {task.output} differs from the model's by {difference:.1e} of the largest: do not use it"
+            f"{out}: its output differs from the model's by {difference:.1e} of the largest: do not use it"
         )
     return Export(out, (height, width), time.get("frames"), task.output, difference)
 
