@@ -145,9 +145,11 @@ def test_control_restores_at_the_trained_size_and_resizes_back(size, trained, fo
     with torch.no_grad():
         restored = small / 255 + model(to_input(small, model, CPU))
     back = TF.resize(restored, [size, size], TF.InterpolationMode.BICUBIC, antialias=True)
-    assert found == pytest.approx(psnr(back, clean), rel=1e-6)
+    # Batches round answers of about 1 by some 1e-6, which moves a mean squared error of about 1 by 1e-5 dB; near 0 dB a
+    # relative tolerance would be none.
+    assert found == pytest.approx(psnr(back, clean), abs=1e-4)
     plain = evaluate_sizes(model, data, [size], noise=NOISE)[size]
-    assert (found == pytest.approx(plain, rel=1e-6)) == (size == trained)
+    assert (found == pytest.approx(plain, abs=1e-4)) == (size == trained)
 
 
 CURVES = [Curve("s4nd", 16, {16: 28.314, 32: 29.0}), Curve("noisy", None, {16: 20.17, 32: 20.2})]
