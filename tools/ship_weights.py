@@ -58,14 +58,14 @@ ABOUT = {
         "pixels differ slightly from the original ones. The data set names no licence.",
         "It knows ten classes and answers with one of them whatever it sees. CIFAR-10's images are small, centred photographs "
         "of single things: other photographs want to be cropped likewise. Sizes below the trained one cost accuracy, as the "
-        "table says.",
+        "table says. The way to other sizes was chosen on these test images, with another run.",
     ),
     "photos": About(
         "Grey crops of 14 photographs that ship with scikit-image, a class each, 200 of each for training and 50 for testing, "
         "which share no pixel (`data.name=photos`).",
         "It tells from which of these 14 photographs a crop was cut, and nothing else: it is an example of texture and form at "
         "many resolutions, not a classifier of things. Its input is grey, in three equal channels. The bandlimit of the "
-        "training was chosen on these test images.",
+        "training and the way to other sizes were chosen on these test images.",
     ),
 }
 

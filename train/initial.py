@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from timm.models import is_model_pretrained
 from torch import Tensor, nn
 
 from s4nd.models import inflate
@@ -39,6 +40,8 @@ def initialise(model: nn.Module, config: Config, classes: Sequence[str], task: s
                 return f"init.{key}={path}: {fill(model, path, config, classes, task)}"
             except ValueError as error:
                 raise ValueError(f"init.{key}={path}: {error}") from None
+    if "." in config.model.name and is_model_pretrained(config.model.name):
+        return f"model.name={config.model.name}: weights as drawn; init.weights names those to begin with"
     return None
 
 
