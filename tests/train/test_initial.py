@@ -252,7 +252,7 @@ def test_what_does_not_fit_is_an_error_that_names_the_key(config, bare, trained,
 # ---- tags that ship with the package
 
 TAG = "s4nd_iso_tiny.cifar10"
-WHOLE = ["model.args={}", "stages.0.size=16"]  # the model that the tag is of
+WHOLE = ["model.args={embed_dim: 64, depth: 4, d_state: 32}", "stages.0.size=16"]  # the model that the tag is of
 
 
 def test_shipped_tag_gives_its_weights_and_the_rows_of_its_classifier_by_name(config):
