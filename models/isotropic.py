@@ -239,7 +239,7 @@ def create_isotropic(cls: type[Isotropic], variant: str, pretrained: bool = Fals
     """
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     if pretrained and not (cfg.has_weights or cfg.state_dict) and (tags := list_pretrained(f"{variant}.*")):
-        raise RuntimeError(f"{variant} has no weights of its own, but under the tags {', '.join(tags)}")
+        raise RuntimeError(f"No pretrained weights exist for {variant} alone, but for {', '.join(tags)}")
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     features = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter")
     return build_model_with_cfg(cls, variant, pretrained, feature_cfg=features, **plain(kwargs))
