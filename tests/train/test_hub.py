@@ -177,6 +177,7 @@ def test_recipe_is_the_config_but_for_places(tmp_path):
     config = config_from_dict(tree, "the test")
     (tmp_path / "again.yaml").write_text(recipe(config), encoding="utf-8")
     assert str(tmp_path) not in recipe(config) and "/home" not in recipe(config)
+    assert {*yaml.safe_load(recipe(config))["data"]} == {"name", "pad"} and "out" not in yaml.safe_load(recipe(config))
     again = load_config(tmp_path / "again.yaml")
     kept = [
         {key: value for key, value in flatten(config_to_dict(c)).items() if key not in EXEMPT} for c in (config, again)
