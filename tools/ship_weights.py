@@ -3,10 +3,10 @@
     python tools/ship_weights.py runs/cifar10/s4nd_iso_tiny s4nd_iso_tiny.cifar10 --root DIR
 
 takes last.safetensors of the run (the averaged weights where it averages) and evaluates it on the whole test set at every size,
-by the model's own way there and by its control, and on the first few hundred images that `--limit` takes, for which tests
-hold the card to its word. The file is a bare state dict in float32, for timm, whose metadata say what files of `s4nd export`
-say. `--resample` sets the way to other sizes, which a training at one size does not depend on. Run it again for a better run:
-the files of the tag are replaced. A new tag wants a line in the default_cfgs of its model, and an entry in ABOUT.
+by the model's own way there and by its control; sizes that `s4nd eval --resample WAY --control` has left in resolution.json
+of the run are taken from there. On the first images that `--limit` takes, tests hold the card to its word. The file is a bare
+state dict in float32, whose metadata say what files of `s4nd export` say. `--resample` sets the way to other sizes, on which a
+training at one size does not depend. A new tag wants a line in the default_cfgs of its model, and an entry in ABOUT.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch import nn
 
 from s4nd import S4ND, set_resample
 from s4nd.nn.resolution import MODEL_RESAMPLE
-from s4nd.train.card import accuracy_table, recipe
+from s4nd.train.card import accuracy_table, known_rows, recipe
 from s4nd.train.checkpoint import Meta, load_model, read_tensors
 from s4nd.train.commands.export import described
 from s4nd.train.config import Config
@@ -46,7 +46,7 @@ WAYS = {
 
 @dataclass(frozen=True)
 class About:
-    """What a card says of the data: what they are, where from, and what a model of them is not good for."""
+    """What a card says of the data, and of what a model of them is not good for."""
 
     data: str
     limits: str
@@ -95,12 +95,10 @@ def way_of(model: nn.Module) -> str:
     raise ValueError(f"the layers go to other sizes each its own way, {ways(model)}: choose one with --resample")
 
 
-def measure(model: nn.Module, config: Config, meta: Meta, root: str | None, sizes: Sequence[int], limit: int) -> Found:
-    """Evaluate on the test split of the run's data.
-
-    Raises:
-        ValueError: other classes than the run's.
-    """
+def measure(
+    model: nn.Module, config: Config, meta: Meta, run: Path, root: str | None, sizes: Sequence[int], limit: int
+) -> Found:
+    """Evaluate on the test split of the run's data, whose classes must be the run's."""
     data, trained = config.data, config.stages[meta.stage].size
     where = data.name, root or data.root, "test"
     whole, part = (build_dataset(*where, limit=n, reading=data.reading()) for n in (None, limit))
@@ -108,20 +106,23 @@ def measure(model: nn.Module, config: Config, meta: Meta, root: str | None, size
         raise ValueError(f"the run's classes are {meta.classes}, those of {data.name} are {list(whole.classes)}")
     sizes, settings = sorted({*sizes, trained}), {"transforms": data.transforms(), "batch_size": 32}
     few = evaluate_sizes(model, part, [trained, 2 * trained], **settings)
-    accuracy = evaluate_sizes(model, whole, sizes, **settings)
-    others = [size for size in sizes if size != trained]
-    control = {trained: accuracy[trained], **evaluate_sizes(model, whole, others, control=trained, **settings)}
-    return Found(len(whole), accuracy, control, len(part), {n: round(x * len(part)) for n, x in few.items()})
+    home = evaluate_sizes(model, whole, [trained], **settings)
+    found = []
+    for name, control in ((way_of(model), None), ("control", trained)):
+        rows = [row for key, row in known_rows(run, trained, home[trained]).items() if key.endswith(f", {name}")]
+        row = {**(rows[0] if len(rows) == 1 else {}), **home}
+        row |= evaluate_sizes(model, whole, [n for n in sizes if n not in row], control=control, **settings)
+        found.append({n: row[n] for n in sizes})
+    return Found(len(whole), *found, len(part), {n: round(x * len(part)) for n, x in few.items()})
 
 
 def check_loads(content: bytes, path: Path, name: str, model: nn.Module, config: Config, meta: Meta) -> None:
     """timm's own way to a file must give the run's logits, at the trained size and another, from a model built for neither."""
     path.write_bytes(content)
-    size, channels = config.stages[meta.stage].size, model.in_chans
-    args = {"num_classes": len(meta.classes), "in_chans": channels, "img_size": size + 1}
-    loaded = timm.create_model(name, checkpoint_path=path, **args).eval()
+    size, args = config.stages[meta.stage].size, {"num_classes": len(meta.classes), "in_chans": model.in_chans}
+    loaded = timm.create_model(name, checkpoint_path=path, img_size=size + 1, **args).eval()
     for n in (size, 2 * size):
-        x = torch.randn(2, channels, n, n, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(2, model.in_chans, n, n, generator=torch.Generator().manual_seed(0))
         if not torch.equal(loaded(x), model(x)):
             raise ValueError(f"timm's {name} answers otherwise than the run, with model.args {config.model.args}")
 
@@ -217,7 +218,7 @@ def ship(
     content = to_safetensors(tensors, metadata=metadata)
     with TemporaryDirectory() as place:
         check_loads(content, Path(place) / "model.safetensors", name, model, config, meta)
-    found = measure(model, config, meta, root, sizes, limit)
+    found = measure(model, config, meta, checkpoint.parent, root, sizes, limit)
     path = Path(folder) / f"{tag}.safetensors"
     write_atomically(path, content)
     place = "DIR" if root or config.data.root else None

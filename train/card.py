@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
 from .config import Config, StageConfig, config_to_dict
+from .resolution import CURVES_FILE, read_curves
 from .state import EXEMPT
 
 
@@ -54,3 +55,17 @@ def accuracy_table(rows: Mapping[str, Mapping[int, float]], trained_size: int | 
     head = ["", *(f"{size} (trained)" if size == trained_size else str(size) for size in sizes)]
     body = [[name, *(f"{100 * row[size]:.1f}" if size in row else "-" for size in sizes)] for name, row in rows.items()]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *body]).replace("|  |", "| |")
+
+
+def known_rows(run: Path, trained_size: int, accuracy: float) -> dict[str, dict[int, float]]:
+    """Accuracies by size that `s4nd eval` left in the directory of a run, by the names of its rows.
+
+    They may be of other weights, or of fewer images: only those count whose accuracy at the trained size is `accuracy`.
+
+    Raises:
+        ValueError: what lies there is damaged.
+    """
+    path = run / CURVES_FILE
+    curves = read_curves(path) if path.is_file() else []
+    same = [c for c in curves if c.trained_size == trained_size and c.accuracy.get(trained_size) is not None]
+    return {c.name: dict(c.accuracy) for c in same if abs(c.accuracy[trained_size] - accuracy) < 1e-9}

@@ -17,7 +17,7 @@ from s4nd.train.config import config_from_dict
 from s4nd.train.data import build_dataset
 from s4nd.train.data.photos import PHOTOS
 from s4nd.train.model import build_model
-from s4nd.train.resolution import evaluate_sizes
+from s4nd.train.resolution import Curve, evaluate_sizes, save_curves
 
 pytest.importorskip("skimage", reason="needs the extra: pip install 's4nd[demo]'")
 
@@ -76,6 +76,26 @@ def test_file_and_card_are_those_of_the_run(run, tmp_path):
     assert "on all 700 test images" in text and "the averaged weights after the last epoch, number 7; seed 0." in text
     assert "drop_path_rate: 0.1" in text and str(tmp_path) not in text
     assert f"--resample hold --sizes 2 {SIZE} --limit 20\n" in text and "data.root" not in text
+
+
+def test_sizes_that_the_evaluation_of_these_weights_has_left_are_taken_from_it(run, tmp_path):
+    path, found = run() / "last.safetensors", {}
+    model, config, meta = load_model(path)
+    set_resample(model, "hold")
+    home = evaluate_sizes(model, build_dataset("photos", None, "test"), [SIZE], batch_size=32)[SIZE]
+    measured = TOOL["measure"](model, config, meta, tmp_path, None, [2], 5)
+    for name, here in (("other weights", home + 1 / 700), ("these", home)):
+        save_curves(
+            [
+                Curve("x, hold", SIZE, {SIZE: here, 2: 0.111}),
+                Curve("x, control", SIZE, {SIZE: here, 2: 0.222}),
+                Curve("x, dilate", SIZE, {SIZE: here, 2: 0.333}),
+            ],
+            tmp_path / "resolution.json",
+        )
+        found[name] = TOOL["measure"](model, config, meta, tmp_path, None, [2], 5)
+    assert found["other weights"] == measured
+    assert found["these"].accuracy == {2: 0.111, SIZE: home} and found["these"].control == {2: 0.222, SIZE: home}
 
 
 @pytest.mark.parametrize(

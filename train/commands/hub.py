@@ -19,11 +19,10 @@ from timm.models import save_for_hf
 from timm.models._hub import generate_readme
 from torch import nn
 
-from ..card import accuracy_table, recipe
+from ..card import accuracy_table, known_rows, recipe
 from ..checkpoint import Meta, load_model
 from ..config import Config
 from ..model import channels, normalisation
-from ..resolution import CURVES_FILE, read_curves
 from ..task import TASKS
 
 PROBLEM_TYPES = {"single-label": "single_label_classification", "multi-label": "multi_label_classification"}
@@ -125,7 +124,7 @@ or, after `import s4nd.models`, `transformers.AutoModelForImageClassification.fr
     }
     of = "the validation part of the training images" if meta.split == "validation" else "the test split"
     chosen = f"; it chose these weights among the epochs, which flatters them on {of}" if meta.best else ""
-    rows = _known_rows(Path(checkpoint), meta.accuracy, trained)
+    rows = known_rows(Path(checkpoint).parent, trained, meta.accuracy)
     sizes = f"\nIn %, by pixels per side:\n\n{accuracy_table(rows, trained)}" if rows else ""
     return f"""{generate_readme(model_card, name)}
 ## Accuracy
@@ -137,12 +136,3 @@ or, after `import s4nd.models`, `transformers.AutoModelForImageClassification.fr
 ```yaml
 {recipe(config)}```
 """
-
-
-def _known_rows(checkpoint: Path, accuracy: float, trained: int) -> dict[str, dict[int, float]]:
-    """What `s4nd eval` left beside the checkpoint, of rows that agree with its accuracy at the trained size: others are of
-    other weights or images."""
-    path = checkpoint.with_name(CURVES_FILE)
-    curves = read_curves(path) if path.is_file() else []
-    same = [c for c in curves if c.trained_size == trained and abs(c.accuracy.get(trained, 2) - accuracy) < 1e-9]
-    return {curve.name: dict(curve.accuracy) for curve in same}
