@@ -16,6 +16,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["s4nd", "s4nd.*"]),
+    package_data={"s4nd.models": ["weights/*.safetensors", "weights/*.md"]},
     install_requires=[
         "torch>=2.7",  # the first with torch.compiler.is_exporting
         "torchvision>=0.22",

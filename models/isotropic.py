@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq
+from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq, list_pretrained, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
@@ -239,6 +239,14 @@ def isotropic_cfg(**changes: Any) -> dict[str, Any]:
 
 
 def create_isotropic(cls: type[Isotropic], variant: str, pretrained: bool = False, **kwargs: Any) -> Isotropic:
-    """A registered model of this class, as timm builds it."""
+    """A registered model of this class, as timm builds it; without an img_size, for the input size of its cfg.
+
+    Raises:
+        RuntimeError: pretrained, and no weights are named; with the tags that name some.
+    """
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    if pretrained and not (cfg.has_weights or cfg.state_dict) and (tags := list_pretrained(f"{variant}.*")):
+        raise RuntimeError(f"No pretrained weights exist for {variant} alone, but for {', '.join(tags)}")
+    kwargs.setdefault("img_size", cfg.input_size[-2:])
     features = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter")
     return build_model_with_cfg(cls, variant, pretrained, feature_cfg=features, **plain(kwargs))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from s4nd import S4ND
 
 from .isotropic import Isotropic, create_isotropic, isotropic_cfg
+from .shipped import shipped_cfg
 
 
 class S4NDMixer(nn.Module):
@@ -84,7 +85,9 @@ class ConvMixer(nn.Module):
 
 default_cfgs = generate_default_cfgs(
     {
-        "s4nd_iso_tiny": isotropic_cfg(),
+        "s4nd_iso_tiny.cifar10": isotropic_cfg(**shipped_cfg("s4nd_iso_tiny.cifar10")),
+        "s4nd_iso_tiny.photos": isotropic_cfg(**shipped_cfg("s4nd_iso_tiny.photos")),
+        "s4nd_iso_tiny.*": isotropic_cfg(),  # of the name alone, which has no weights: the tags are of different things
         "s4nd_iso_small": isotropic_cfg(),
         "s4nd_iso_base": isotropic_cfg(),
         "conv_iso_tiny": isotropic_cfg(),

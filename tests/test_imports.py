@@ -22,7 +22,8 @@ LAYERS = {
     "s4nd.train": {"s4nd.train", "s4nd.models", "s4nd", "s4nd.nn", "s4nd.conv", "s4nd.ssm", "s4nd.ops"},
 }
 LIGHT = {"torch", "numpy", "einops"}  # all that the layer itself needs
-THIRD_PARTY = {layer: LIGHT for layer in LAYERS} | {"s4nd.models": LIGHT | {"timm", "torchvision"}, "s4nd.train": None}
+THIRD_PARTY = {layer: LIGHT for layer in LAYERS}
+THIRD_PARTY |= {"s4nd.models": LIGHT | {"timm", "torchvision", "safetensors"}, "s4nd.train": None}
 NEVER = {"tools", "tests", "models", "train"}  # scripts, tests, and packages under a name that is not theirs
 BACKENDS = {"triton", "pykeops"}  # inside functions of s4nd/ops/_*.py and nowhere else, but:
 # Triton compiles decorated functions, so a module of them imports it at its top, and is itself imported inside functions only.

@@ -17,6 +17,7 @@ from .commands import doctor
 from .commands.compare import Comparison, compare
 from .commands.convert import convert_checkpoint
 from .commands.export import INSTALL, export_model
+from .commands.hub import export_hub
 from .commands.report import write_report
 from .commands.watch import Top, watch
 from .config import load_config
@@ -128,13 +129,25 @@ def _report(args: argparse.Namespace) -> None:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as runs/NAME/best.safetensors")
-    parser.add_argument("out", metavar="OUT", help="model.onnx, or model.pt2 for torch.export")
+    parser.add_argument("out", metavar="OUT", nargs="?", help="model.onnx, or model.pt2 for torch.export")
+    parser.add_argument("--hub", metavar="DIR", help="instead: a new folder in the hub's layout, for timm; any size")
     parser.add_argument("--size", nargs="+", type=int, help="pixels per side, or height and width; default: trained")
     parser.add_argument("--frames", type=int, help="of a clip of unchanged duration; default: trained; videos only")
     parser.add_argument("--opset", type=int, help="ONNX opset; default: the exporter's")
 
 
 def _export(args: argparse.Namespace) -> None:
+    if (args.out is None) == (args.hub is None):
+        raise ValueError("export writes one of OUT (model.onnx or model.pt2) and --hub DIR")
+    if args.hub is not None:
+        given = [f"--{name}" for name in ("size", "frames", "opset") if getattr(args, name) is not None]
+        if given:
+            raise ValueError(f"--hub is for every size; {', '.join(given)} is for OUT")
+        folder = export_hub(args.checkpoint, args.hub)
+        print(
+            f"{folder}: load it with timm.create_model({f'local-dir:{folder}'!r}, pretrained=True) after import s4nd.models"
+        )
+        return
     done = export_model(args.checkpoint, args.out, args.size, args.opset, args.frames)
     height, width = done.size
     clip = "" if done.frames is None else f"{done.frames} frames of "
@@ -186,7 +199,11 @@ COMMANDS = {  # arguments, what they call, what that does
     "train": (_train_arguments, _train, "train a model"),
     "eval": (_eval_arguments, _eval, "accuracy, or PSNR, at several resolutions, as table and plot"),
     "report": (_report_arguments, _report, "what some runs did, as one HTML file"),
-    "export": (_export_arguments, _export, "a file that runs without s4nd, for one size of images or clips"),
+    "export": (
+        _export_arguments,
+        _export,
+        "a file that runs without s4nd, at one size, or a folder for timm and the hub",
+    ),
     "convert": (_convert_arguments, _convert, "weights of the reference implementation as ours"),
     "watch": (_watch_arguments, _watch, "the running answer of a causal video model while a file decodes"),
     "doctor": (doctor.add_arguments, doctor.run, "try what is installed here; exit status 1 if something is wrong"),

@@ -1,5 +1,7 @@
 """The weights that a run begins with: of an image model, for a video model, or of the same model trained on something else.
 
+They are a file, or a tag of those that ship with the package, such as s4nd_iso_tiny.cifar10.
+
 A classifier is worth its names alone: it is taken for the same classes, each row by its name, and stays as drawn otherwise.
 """
 
@@ -7,9 +9,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from timm.models import is_model_pretrained
 from torch import Tensor, nn
 
 from s4nd.models import inflate
+from s4nd.models.shipped import shipped_file, shipped_tags
 
 from .checkpoint import load_model, load_weights, read_tensors
 from .config import Config
@@ -36,6 +40,8 @@ def initialise(model: nn.Module, config: Config, classes: Sequence[str], task: s
                 return f"init.{key}={path}: {fill(model, path, config, classes, task)}"
             except ValueError as error:
                 raise ValueError(f"init.{key}={path}: {error}") from None
+    if "." in config.model.name and is_model_pretrained(config.model.name):
+        return f"model.name={config.model.name}: weights as drawn; init.weights names those to begin with"
     return None
 
 
@@ -100,9 +106,9 @@ def _of_classifier(key: str, model: nn.Module) -> bool:
 
 
 def _source(path: str) -> tuple[nn.Module | dict[str, Tensor], list[str] | None, str]:
-    """The model of a checkpoint of `s4nd train`, or the state dict of another safetensors file; its classes if it says, of
-    restoration none, and its task, which is single-label unless it says otherwise."""
-    tensors, metadata = read_tensors(path)
+    """The model of a checkpoint of `s4nd train`, or the state dict of another safetensors file or shipped tag; its classes if
+    it says, of restoration none, and its task, which is single-label unless it says otherwise."""
+    tensors, metadata = read_tensors(shipped_file(path) if path in shipped_tags() else path)
     if "config" in metadata:
         model, _, meta = load_model(path)
         return model, meta.classes, meta.task

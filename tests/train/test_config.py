@@ -75,7 +75,10 @@ def test_wrong_type_names_the_key(write, text, message):
         ("batch_size=0", "batch_size must be at least 1, got 0"),
         ("amp=fp8", "amp must be none, bf16 or fp16, got 'fp8'"),
         ("schedule.warmup_epochs=3", "schedule.warmup_epochs=3 must be less than stages.0.epochs=3"),
-        ("model.args.pretrained=true", "model.args.pretrained cannot be set"),
+        (
+            "model.args.pretrained=true",
+            "model.args.pretrained cannot be set: models are built from their name as drawn; init.weights",
+        ),
         ("model.args.num_classes=3", "model.args.num_classes cannot be set: it is the number of classes in the data"),
         (
             "data.auto_augment=rand-m9-q",

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import s4nd
 from s4nd.models import inflate
+from s4nd.models.shipped import WEIGHTS, shipped_file
 from s4nd.train.checkpoint import Meta, load_model, read_checkpoint, save_checkpoint
 from s4nd.train.config import load_config
 from s4nd.train.engine import Trainer, train
@@ -245,3 +247,41 @@ def test_what_does_not_fit_is_an_error_that_names_the_key(config, bare, trained,
         initialise(build_model(run, 2), run, CLASSES)
     with pytest.raises(ValueError, match=r"init\.inflate and init\.weights are two beginnings: set one of them"):
         config("init.inflate=a", "init.weights=b")
+
+
+# ---- tags that ship with the package
+
+TAG = "s4nd_iso_tiny.cifar10"
+WHOLE = ["model.args={embed_dim: 64, depth: 4, d_state: 32}", "stages.0.size=16"]  # the model that the tag is of
+
+
+def test_shipped_tag_gives_its_weights_and_the_rows_of_its_classifier_by_name(config):
+    run, file = config(f"init.weights={TAG}", *WHOLE), load_file(shipped_file(TAG))
+    classes = list(timm.get_pretrained_cfg(TAG).label_names)[::-1]
+    model = build_model(run, 10)
+    assert initialise(model, run, classes).endswith("tensors; rows of the classifier taken by name")
+    assert same(model, {**file, **{key: file[key].flip(0) for key in HEAD}})
+
+
+def test_classifier_of_a_shipped_tag_is_not_taken_for_other_classes(config):
+    run, file = config(f"init.weights={TAG}", *WHOLE), load_file(shipped_file(TAG))
+    model = build_model(run, 2)
+    drawn = {key: model.state_dict()[key].clone() for key in HEAD}
+    assert "classifier as drawn, for other classes: head.fc.weight, head.fc.bias" in initialise(model, run, CLASSES)
+    assert same(model, {**file, **drawn})
+
+
+def test_a_tag_as_the_models_name_says_that_its_weights_are_not_taken(config, capsys):
+    trainer = Trainer(config(f"model.name={TAG}", *WHOLE), torch.device("cpu"))
+    trainer.learner.initialise()
+    assert f"model.name={TAG}: weights as drawn; init.weights names those to begin with\n" in capsys.readouterr().out
+    assert not torch.equal(
+        trainer.learner.model.state_dict()["stem.weight"], load_file(shipped_file(TAG))["stem.weight"]
+    )
+
+
+def test_what_a_run_from_a_tag_writes_does_not_say_where_the_package_lies(config, tmp_path):
+    run = config(f"init.weights={TAG}", f"model.name={TAG}", *WHOLE, f"out={tmp_path / 'run'}", "data.train_limit=16")
+    for path in train(run).rglob("*"):
+        assert not path.is_file() or str(WEIGHTS.parent).encode() not in path.read_bytes(), path
+    assert load_model(tmp_path / "run" / "last.safetensors")[1].init.weights == TAG

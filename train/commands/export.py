@@ -8,7 +8,7 @@ image without it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,17 +16,18 @@ from typing import Any
 
 import torch
 from timm.utils import reparameterize_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..checkpoint import load_model
-from ..config import DataConfig
+from ..checkpoint import Meta, load_model
+from ..config import Config, DataConfig
 from ..model import channels, check_runs, normalisation
 from ..task import TASKS
 
 TOLERANCE = 1e-4  # of the file's output, relative to the largest
 OLDEST_OPSET = 18  # of torch's exporter
 INSTALL = "pip install 's4nd[onnx]'"
+IMAGES: Mapping[str, Any] = {}  # have no time
 
 
 @dataclass(frozen=True)
@@ -69,23 +70,10 @@ def export_model(
     height, width = _height_width(config.stages[meta.stage].size if size is None else size)
     time = _time(config.data, frames)
     task = TASKS[meta.task]
-    rendering = {} if time else {"crop_pct": config.data.crop_pct, "interpolation": config.data.interpolation}
     grid = [time["frames"], height, width] if time else [height, width]
     x = torch.randn(3, channels(model), *grid, generator=torch.Generator().manual_seed(0))
     expected = check_runs(model, x, config.model.name)
-    mean, std = normalisation(model)
-    about = {
-        "model": config.model.name,
-        "task": meta.task,
-        "classes": meta.classes,
-        "size": [height, width],
-        "mean": mean,
-        "std": std,
-        **time,
-        **rendering,
-        **_restoring(config.data),
-    }
-    about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    about = described(model, config, meta, (height, width), time)
     fused = reparameterize_model(model)
     with torch.no_grad():
         fused(x)  # its plans take this size; it is traced with another batch than the check's
@@ -103,6 +91,31 @@ def export_model(
             f"{out}: its output differs from the model's by {difference:.1e} of the largest: do not use it"
         )
     return Export(out, (height, width), time.get("frames"), task.output, difference)
+
+
+def described(
+    model: nn.Module, config: Config, meta: Meta, size: tuple[int, int], time: Mapping[str, Any] = IMAGES
+) -> dict[str, str]:
+    """The metadata of a file: what a caller must know to use the model; numbers and lists as JSON.
+
+    Args:
+        size: height, width.
+        time: how a clip is made; nothing for images.
+    """
+    mean, std = normalisation(model)
+    rendering = {} if time else {"crop_pct": config.data.crop_pct, "interpolation": config.data.interpolation}
+    about = {
+        "model": config.model.name,
+        "task": meta.task,
+        "classes": meta.classes,
+        "size": size,
+        "mean": mean,
+        "std": std,
+        **time,
+        **rendering,
+        **_restoring(config.data),
+    }
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 
 
 def _time(data: DataConfig, frames: int | None) -> dict[str, Any]:

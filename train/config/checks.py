@@ -81,7 +81,7 @@ RESERVED_ARGS = {
     "features_only": "a classifier is trained",
     **dict.fromkeys(
         ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "model_name"),
-        "models are built from their name and trained from scratch",
+        "models are built from their name as drawn; init.weights names weights to begin with, a file or a shipped tag",
     ),
 }
 

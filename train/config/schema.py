@@ -88,7 +88,8 @@ class ModelConfig:
 
 @dataclass
 class InitConfig:
-    """Weights to begin with: a checkpoint of `s4nd train`, or safetensors with a model's state dict, such as timm's."""
+    """Weights to begin with: a checkpoint of `s4nd train`, safetensors with a model's state dict, such as timm's, or a tag of
+    those that ship with the package, such as s4nd_iso_tiny.cifar10."""
 
     inflate: str | None = None  # of an image model, for a video model; see models/inflate.py
     weights: str | None = None  # of the same model; a classifier of classes of other names stays as drawn
