@@ -98,6 +98,11 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also a row of the same images resized to the trained size, and run there; restored ones are resized back",
     )
+    parser.add_argument(
+        "--noise-density",
+        action="store_true",
+        help="noise of one density: its deviation is in proportion to the size, at the trained one the trained one",
+    )
     parser.add_argument("--data", metavar="NAME", help="data set; default: the checkpoint's")
     parser.add_argument("--root", help="its folder or file; default: the checkpoint's")
     parser.add_argument("--limit", type=int, help="use this many test images or videos at most")

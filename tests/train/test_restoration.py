@@ -337,6 +337,32 @@ def rows_of(out):
     return {line[: line.index("  ")]: line.split()[-2:] for line in out.splitlines()[1:] if "  " in line}
 
 
+def test_noise_of_one_density_has_a_deviation_in_proportion_to_the_size(trained, folder, capsys, tmp_path):
+    out = tmp_path / "density.png"
+    status, printed, _ = run_eval(
+        capsys, trained, "--sizes", "8", "12", "--control", "--noise-density", "--out", out, "--batch-size", "7"
+    )
+    model, data, rows = load_model(trained)[0], build_dataset("folder", folder, "test"), rows_of(printed)
+    deviation = NOISE * 12 / 8
+    expected = {
+        "conv_iso_tiny": evaluate_sizes(model, data, [12], noise=deviation),
+        "conv_iso_tiny, control": evaluate_sizes(model, data, [12], noise=deviation, control=8),
+        "noisy": evaluate_sizes(Unchanged(), data, [12], noise=deviation),
+    }
+    assert status == 0
+    assert {name: row[1] for name, row in rows.items()} == {name: f"{x[12]:.2f}" for name, x in expected.items()}
+    home = f"{read_checkpoint(trained)[2].accuracy:.2f}*"
+    assert rows["conv_iso_tiny"][0] == home
+    about = json.loads(out.with_suffix(".json").read_text())[0]["about"]
+    assert (about["noise"], about["one_density"]) == (NOISE, True)
+
+
+def test_density_of_noise_is_refused_without_noise(config, capsys):
+    path = train(config("data.noise=null", "stages.0.epochs=1")) / "last.safetensors"
+    status, _, err = run_eval(capsys, path, "--sizes", "8", "--noise-density")
+    assert status == 2 and "the density of the noise is of models that restore images, these are single-label" in err
+
+
 def test_eval_has_rows_of_each_way_of_the_control_and_of_the_noisy_images(trained, folder, capsys):
     status, out, err = run_eval(capsys, trained, "--sizes", "8", "12", "--resample", "continuous", "hold", "--control")
     rows, meta = rows_of(out), read_checkpoint(trained)[2]

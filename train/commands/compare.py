@@ -39,6 +39,8 @@ class Comparison:
         batch_size: images or clips at a time, of all processes together.
         workers: loader processes.
         skip_bad: leave out images that cannot be read.
+        noise_density: of images to restore, noise of one density at all sizes, its deviation in proportion to the size: the
+            same signal, sampled otherwise; else of one deviation.
         out: the plot; None: resolution.png beside the first checkpoint.
     """
 
@@ -53,6 +55,7 @@ class Comparison:
     batch_size: int = 32
     workers: int = 0
     skip_bad: bool = False
+    noise_density: bool = False
     out: str | None = None
 
 
@@ -63,6 +66,8 @@ def compare(wanted: Comparison, place: Place) -> None:
         ValueError, FileNotFoundError: a checkpoint that cannot be evaluated on the data; what was computed before is kept.
     """
     task = _task(wanted)
+    if wanted.noise_density and task is not TASKS["restoration"]:
+        raise ValueError(f"the density of the noise is of models that restore images, these are {task.name}")
     curves: list[Curve] = []
     without: dict[str, Mapping[int, float]] = {}
     try:
@@ -129,19 +134,27 @@ def _curves(
     model, config, meta = load_model(path)
     data = config.data
     dataset, order = _data(path, config, meta, wanted)
-    about |= {"epoch": meta.epoch, "skip_bad": wanted.skip_bad, "noise": data.noise}
+    about |= {
+        "epoch": meta.epoch,
+        "skip_bad": wanted.skip_bad,
+        "noise": data.noise,
+        "one_density": wanted.noise_density,
+    }
     about |= {"metric": task.metric.name, "unit": task.metric.unit}
     about |= of_data(wanted.data or data.name, dataset)
     if order is not None:
         model.register_forward_hook(lambda module, args, logits: logits[:, order])
     settings = {key: getattr(wanted, key) for key in ("batch_size", "workers", "skip_bad")}
-    settings |= {"transforms": data.transforms(), "noise": data.noise} | place._asdict()
+    settings |= {"transforms": data.transforms()} | place._asdict()
     sizes, trained_size = sorted(set(wanted.sizes)), config.stages[meta.stage].size
+    deviations = {size: _noise(data.noise, size / trained_size if wanted.noise_density else 1) for size in sizes}
     if meta.majority:
         answer = meta.majority if order is None else [meta.majority[i] for i in order]
         without[name] = dict.fromkeys(sizes, agreement(answer, dataset.labels))
     if data.noise is not None:
-        without[name] = evaluate_sizes(Unchanged(), dataset, sizes, **settings)
+        without[name] = {}
+        for size, deviation in deviations.items():
+            without[name] |= evaluate_sizes(Unchanged(), dataset, [size], noise=deviation, **settings)
     for frames in sorted(set(wanted.frames or [data.frames])):
         sampling = data.sampling() and replace(data.sampling(), frames=frames)
         if sampling:
@@ -160,14 +173,17 @@ def _curves(
                 accuracy, refused = {}, {}
                 how = {"way": way or way_of(model), "control": control is not None, "frames": sampling and frames}
                 curves.append(Curve(label, trained_size, accuracy, refused, about | how))
-                for size in sizes:
+                for size, deviation in deviations.items():
+                    of = {"sampling": sampling, "control": control, "noise": deviation}
                     try:
-                        accuracy |= evaluate_sizes(
-                            variant, dataset, [size], sampling=sampling, control=control, **settings
-                        )
+                        accuracy |= evaluate_sizes(variant, dataset, [size], **of, **settings)
                     except SizeRefused as error:
                         refused[size] = str(error)
                     _tell(label, size, accuracy, task, place)
+
+
+def _noise(deviation: float | None, times: float) -> float | None:
+    return None if deviation is None else times * deviation
 
 
 def _tell(label: str, size: int, accuracy: dict[int, float], task: Task, place: Place) -> None:
