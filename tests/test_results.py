@@ -12,7 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results"
 PAGES = sorted(path for path in RESULTS.glob("*.md") if path.name != "README.md")
 TABLE = re.compile(r"<!-- (table|runs):(\w+) -->\n(.*?)\n<!-- /\1 -->", re.DOTALL)
-AGAINST = {"scifar": "model.args.disc"}  # columns that are no sizes
+AGAINST = {  # columns that are no sizes
+    "scifar": "model.args.disc",
+    "bandlimit_8": "stages.0.bandlimit",
+    "bandlimit_32": "stages.0.bandlimit",
+}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Line of the README: its CSV, S4ND and its way, the convolution, sizes, settings where they differ.
 SUMMARY = {
@@ -50,7 +54,7 @@ SUMMARY = {
         "hold",
         "conv_iso_tiny",
         (16, 32, 64),
-        {"stages.0.bandlimit": "1.0"},
+        {"stages.0.bandlimit": "1.0", "model.args.init": "legs"},
         {},
     ),
 }

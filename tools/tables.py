@@ -14,10 +14,12 @@ them, a table of the single runs between `<!-- runs:NAME -->` and `<!-- /runs --
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from matplotlib import color_sequences
 from matplotlib.figure import Figure
 from result_lines import CONTROL, Line, read_csv, write_csv
 from result_runs import read_runs
@@ -26,6 +28,7 @@ from s4nd.train.files import write_atomically
 
 Row = tuple[tuple[str, str], ...]  # what a row of the table is of: names and words
 Rows = dict[Row, dict[str, list[Line]]]  # its lines by column
+COLORS = [*color_sequences["tab10"], *color_sequences["Dark2"]]
 MARKERS = {"continuous": "o", "hold": "s", "dilate": "^", "hold+dilate": "D", "fold": "v", CONTROL: "o"}
 
 
@@ -134,14 +137,17 @@ def draw(lines: Sequence[Line], against: str | None = None) -> Figure:
     axes = figure.subplots()
     joined = all(column == "none" or not _order(column)[0] for column in columns)
     colors: dict[Row, str] = {}
+    names = [name for name, _ in next(iter(rows))]
+    last = Counter(name.rpartition(".")[2] for name in names)  # of dotted keys: the table has them whole
+    short = {name: end if last[end := name.rpartition(".")[2]] == 1 else name for name in names}
     for row, cells in rows.items():
         words = dict(row)
         way = words["way"]
         same = tuple((name, word) for name, word in row if name != "way")
-        color = colors.setdefault(same, f"C{len(colors) % 10}")
+        color = colors.setdefault(same, COLORS[len(colors) % len(COLORS)])
         known = [column for column in columns if column in cells]
         means, deviations = zip(*(spread(cells[column]) for column in known), strict=True)
-        settings = [f"{name} {word}" for name, word in row if name not in ("model", "way") and word]
+        settings = [f"{short[name]} {word}" for name, word in row if name not in ("model", "way") and word]
         axes.errorbar(
             [places[column] for column in known],
             means,
@@ -194,13 +200,16 @@ def read(sources: Sequence[Path]) -> list[Line]:
     return read_csv(tables[0])
 
 
-def chosen(lines: Sequence[Line], sizes: Sequence[int] | None) -> list[Line]:
-    """The lines at these sizes; ValueError for a size of which there is none."""
-    known = sorted({line.size for line in lines})
-    missing = [str(size) for size in sizes or [] if size not in known]
-    if missing:
-        raise ValueError(f"nothing was measured at {', '.join(missing)}, only at {', '.join(map(str, known))}")
-    return [line for line in lines if sizes is None or line.size in sizes]
+def chosen(lines: Sequence[Line], sizes: Sequence[int] | None = None, ways: Sequence[str] | None = None) -> list[Line]:
+    """The lines at these sizes and by these ways; ValueError for one of which there is none."""
+    for name, wanted in {"size": sizes, "way": ways}.items():
+        known = sorted({getattr(line, name) for line in lines})
+        if missing := [str(value) for value in wanted or [] if value not in known]:
+            raise ValueError(
+                f"nothing was measured of {name} {', '.join(missing)}, only of {', '.join(map(str, known))}"
+            )
+        lines = [line for line in lines if wanted is None or getattr(line, name) in wanted]
+    return list(lines)
 
 
 def main() -> None:
@@ -212,10 +221,11 @@ def main() -> None:
         "--against", metavar="KEY", help="a key of the configs for the columns, such as stages.0.bandlimit"
     )
     parser.add_argument("--sizes", type=int, nargs="+", help="only these; default: all that were measured")
+    parser.add_argument("--ways", nargs="+", help="only these, such as hold+dilate control; default: all")
     parser.add_argument("--insert", type=Path, metavar="PAGE", help="a Markdown page with markers for the table")
     args = parser.parse_args()
     try:
-        lines = chosen(read(args.runs), args.sizes)
+        lines = chosen(read(args.runs), args.sizes, args.ways)
         tables = {
             "table": lambda: markdown(lines, args.against),
             "runs": lambda: markdown(lines, args.against, single=True),

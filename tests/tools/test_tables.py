@@ -96,6 +96,16 @@ def test_columns_are_the_values_of_a_setting_and_none_is_the_last(make_run, tabl
     assert axes.get_xlabel() == "stages.0.bandlimit"
 
 
+def test_plot_names_settings_by_the_last_word_of_their_keys_where_that_tells_them_apart(make_run, tool):
+    runs = [make_run(str(x), f"stages.0.bandlimit={x}", f"optim.lr={x}", evaluated={8: x}) for x in (0.25, 0.5)]
+    labels = [text.get_text() for text in tool["draw"](tool["read_runs"](runs)).legends[0].get_texts()]
+    assert [("lr 0.25" in label, "bandlimit 0.5" in label) for label in labels] == [(True, False), (False, True)]
+    assert not any("optim." in label or "stages." in label for label in labels)
+    lines = [replace(line, settings={"a.size": "1", "b.size": "2"}) for line in tool["read_runs"](runs[:1])]
+    (label,) = (text.get_text() for text in tool["draw"](lines).legends[0].get_texts())
+    assert "a.size 1" in label and "b.size 2" in label
+
+
 def test_words_are_columns_whose_points_are_not_joined(make_run, tool):
     runs = [
         make_run(x, f"model.args.disc={x}", "model.args.kernel=s4d", evaluated={8: 0.5}) for x in ("zoh", "bilinear")
@@ -110,7 +120,16 @@ def test_wrong_setting_or_size_is_refused(make_run, refused):
     runs = [make_run("a", "stages.0.bandlimit=0.5"), make_run("b", "stages.0.bandlimit=null")]
     said = refused(*runs, "--against", "optim.lr")
     assert "--against optim.lr" in said and "what differs is stages.0.bandlimit" in said
-    assert "nothing was measured at 12, only at 8, 16" in refused(*runs, "--sizes", "12")
+    assert "nothing was measured of size 12, only of 8, 16" in refused(*runs, "--sizes", "12")
+
+
+def test_only_the_ways_that_are_asked_for(make_run, tables, refused):
+    run = make_run("r", evaluated={8: 0.5, 16: 0.25})
+    evaluate(run, AT_8_AND_16, control=True)
+    ways = [row[-3] for row in cells(tables(run)[0])[1:]]
+    assert len(ways) == 2 and "control" in ways
+    assert [row[-3] for row in cells(tables(run, "--ways", "control")[0])[1:]] == ["control"]
+    assert f"nothing was measured of way fold, only of {', '.join(sorted(ways))}" in refused(run, "--ways", "fold")
 
 
 def test_control_is_dashed_and_bars_are_the_deviation(make_run, tool):
