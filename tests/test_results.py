@@ -20,14 +20,22 @@ AGAINST = {  # columns that are no sizes
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Line of the README: its CSV, S4ND and its way, the convolution, sizes, settings where they differ.
 SUMMARY = {
-    "cifar10.md), 16": ("cifar10_16", "s4nd_iso_tiny", "hold+dilate", "conv_iso_tiny", (16, 32, 64), {}, {}),
+    "cifar10.md), 16": (
+        "cifar10_16",
+        "s4nd_iso_tiny",
+        "hold+dilate",
+        "conv_iso_tiny",
+        (16, 32, 64),
+        {"stages.0.epochs": "20"},
+        {"stages.0.epochs": "20"},
+    ),
     "cifar10.md), 8": (
         "cifar10_8",
         "s4nd_iso_tiny",
         "hold+dilate",
         "conv_iso_tiny",
         (8, 16, 32),
-        {"stages.0.bandlimit": "none"},
+        {"model.args.init": "legs"},
         {},
     ),
     "imagenette.md), 64": (

@@ -47,10 +47,12 @@ def read_runs(folders: Iterable[Path]) -> list[Line]:
             as it is now; figures of other data, another number of images or another metric.
     """
     runs = [_finished(read_run(folder)) for folder in folders]
-    configs = [{k: v for k, v in flatten(config_to_dict(run.config)).items() if k not in ASIDE} for run in runs]
+    configs = [
+        {k: v for k, v in flatten(_joined(config_to_dict(run.config))).items() if k not in ASIDE} for run in runs
+    ]
     _check_seeds(runs, configs)
     keys = dict.fromkeys(key for config in configs for key in config)
-    differing = [key for key in keys if len({repr(config.get(key, ...)) for config in configs}) > 1]
+    differing = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]  # absent is none
     found = _evaluations(runs)
     _check_data(runs, found)
     lines = {}
@@ -64,6 +66,16 @@ def read_runs(folders: Iterable[Path]) -> list[Line]:
     counted = {id(curve) for curves in found for curve, _ in curves}
     files = [run.curves for run in runs if any(id(curve) in counted for curve in run.curves)]
     return [*lines.values(), *_majorities(files, next(iter(lines.values())))]
+
+
+def _joined(value: Any) -> Any:
+    """A config whose lists of numbers or words are one value each: the sizes of a stage are one setting."""
+    if isinstance(value, Mapping):
+        return {key: _joined(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        inner = [_joined(one) for one in value]
+        return inner if any(isinstance(one, Mapping) for one in inner) else " ".join(map(str, inner))
+    return value
 
 
 def _finished(run: Run) -> Run:

@@ -17,6 +17,19 @@ def test_what_does_not_change_a_run_makes_no_other_row(make_run, tables):
     assert len(cells(tables(make_run("a", seed=0), make_run("b", *aside, seed=1))[0])) == 2
 
 
+def test_setting_that_is_none_in_one_run_and_absent_in_the_others_makes_no_column(make_run, tables):
+    runs = [make_run("a", "model.args.bandlimit=null", "optim.lr=0.5"), make_run("b", "model.args.rank=2")]
+    head, *rows = cells(tables(*runs)[0])
+    assert head[1:3] == ["optim.lr", "model.args.rank"]
+    assert [row[2] for row in rows] == ["", "2"]
+
+
+def test_list_of_numbers_is_one_setting(make_run, tables):
+    head, *rows = cells(tables(make_run("a", "stages.0.sizes=[8, 16]"), make_run("b"))[0])
+    assert head[1] == "stages.0.sizes"
+    assert [row[1] for row in rows] == ["8 16", "none"]
+
+
 def test_figures_count_for_the_run_of_their_bytes_wherever_they_lie(make_run, tables):
     """`s4nd eval A B` leaves the figures of both beside A; the control is a row of its own."""
     a, b = make_run("a"), make_run("b", model="conv_iso_tiny", evaluated=None)
