@@ -5,21 +5,20 @@ Nguyen et al. 2022, arXiv:2210.06583, section 4.3.
 Shapes: B batch, C channels, T frames; grids are (time, height, width).
 """
 
-import inspect
 import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import ConvNeXt, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 
-from s4nd import S4ND, no_weight_decay, set_resample
+from s4nd import no_weight_decay, set_resample
 
-from .convnext3d import MICRO, TEMPORAL_PATCH, TINY, ConvNeXt3d, VideoStem, create, video_cfg
+from .convnext3d import TEMPORAL_PATCH, ConvNeXt3d, VideoStem, create, video_cfg
+from .convnext_family import MICRO, TINY
 from .sizes import image_size
-from .stages import Grid, check_options, declare_size, pointwise_glu, put_layers, stage_grids
+from .stages import Grid, check_options, declare_size, put_layers, s4nd_stem, split_options, stage_grids
 
-CONVNEXT_ARGS = inspect.signature(ConvNeXt).parameters
 STEM_L_MAX = (4, 16, 16)  # support of an S4ND stem's kernels, in frames and pixels of the trained clip
 
 
@@ -56,7 +55,7 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         check_options(stem, downsample, stem_type)
         if temporal_length <= 0:
             raise ValueError(f"temporal_length must be positive, got {temporal_length}")
-        timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in CONVNEXT_ARGS}
+        timm_args, options = split_options(kwargs)
         super().__init__(patch_size=patch_size, stem_type=stem_type, **timm_args)
         self.patch_size, self.stem_type, self.causal = patch_size, stem_type, causal
         size = _clip_size(img_size, num_frames or None)
@@ -70,19 +69,14 @@ class S4NDConvNeXt3d(ConvNeXt3d):
             dt_min=(dt, 0.1, 0.1),
             dt_max=(dt, 1.0, 1.0),
         )
-        layer = paper if kwargs.get("kernel", "s4") == "s4" else {}
-        layer |= {"bidirectional": (not causal, True, True), **kwargs, **self.dd}
+        layer = paper if options.get("kernel", "s4") == "s4" else {}
+        layer |= {"bidirectional": (not causal, True, True), **options, **self.dd}
         if stem == "s4nd":
             mixed = layer.get("init", ())[:1] == ("hippo",)
             few = dict(layer, init=("legs", *layer["init"][1:]), n_ssm=1) if mixed else layer
             own = {"l_max": STEM_L_MAX, **few}
             pool = (TEMPORAL_PATCH, patch_size, patch_size)
-            self.stem = VideoStem(
-                self.in_chans,
-                S4ND(self.in_chans, 3, out_channels=stem_channels, base_size=size, pool=pool, **own),
-                *pointwise_glu(stem_channels, self.feature_info[0]["num_chs"], 3, **self.dd),
-                self.stem[-1],  # the norm
-            )
+            self.stem = VideoStem(self.in_chans, *s4nd_stem(self, size, pool, stem_channels, **own))
         put_layers(self.stages, self._grids(size), downsample, **layer)
         if resample is not None:
             set_resample(self, resample)
