@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from s4nd import S4ND
 
 from .isotropic import Isotropic
+from .names import counted
 from .s4nd_vit import S4NDViT
 
 KERNEL = re.compile(r"(?P<layer>.+)\.kernel\.(?P<axis>\d+)\.(?:kernel\.)?(?P<tensor>\w+)")
@@ -172,10 +173,9 @@ class _Conversion:
         shapes = {name: () for name in lengths} | {name: tuple(value.shape) for name, value in self.own.items()}
         got = {name: tuple(self._fitted(name).shape) for name in shapes if name in self.found}
         misshaped = [f"{name} {shape} for {shapes[name]}" for name, shape in got.items() if shape != shapes[name]]
-        problems = {"missing": missing, "unknown": unknown, "of another shape": misshaped}
-        if any(problems.values()):
-            lists = "; ".join(f"{len(keys)} {what}: {_shortened(keys)}" for what, keys in problems.items() if keys)
-            raise ValueError(f"the reference's weights are not those of this {model}: {lists}")
+        found = {"missing": missing, "unknown": unknown, "of another shape": misshaped}
+        if problems := counted(found, shown=8):
+            raise ValueError(f"the reference's weights are not those of this {model}: {problems}")
 
 
 def _renaming(model: nn.Module) -> Callable[[str], str]:
@@ -217,10 +217,6 @@ def _translated(name: str, value: Tensor) -> tuple[str, Tensor]:
     tensor = kernel["tensor"]
     name = f"{kernel['layer']}.kernels.{kernel['axis']}.{TENSORS.get(tensor, tensor)}"
     return name, -value if tensor == "A_imag" else value  # it holds -Im A; w_imag, its earlier form, holds Im A
-
-
-def _shortened(keys: list[str], shown: int = 8) -> str:
-    return ", ".join(keys[:shown]) + (f", and {len(keys) - shown} more" if len(keys) > shown else "")
 
 
 def _without_ones(shape: Iterable[int]) -> list[int]:

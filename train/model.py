@@ -1,19 +1,18 @@
 """From a config to a timm model at the resolution of one stage, and from pixels to its input."""
 
-import difflib
 from functools import lru_cache
 
 import timm
 import torch
-from timm.models import get_model_input_config, is_model
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-import s4nd.models  # noqa: F401  registers S4ND's models with timm
 from s4nd import S4ND, set_bandlimit, set_resample
 from s4nd.ops import BackendError
 
 from .config import Config, StageConfig
 from .data.photos import LUMA, to_grey
+from .registry import check_registered
 from .task import CHANNELS
 
 # What models raise at a size that they do not take: torch, timm and the layer.
@@ -32,10 +31,7 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
     name, grid = config.model.name, {"img_size": config.stages[stage].size}
     if config.data.sampling() is not None:
         grid["num_frames"] = config.data.frames
-    if "/" in name or ":" in name or not is_model(name):  # names of hubs and folders would load code and weights
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"model.name={name!r} is not a model of timm's registry{hint}")
+    check_registered(name, "model.name")
     head = {"num_classes": num_classes}
     if config.data.noise is not None:
         head = {"num_classes": CHANNELS, "global_pool": ""}
