@@ -74,7 +74,7 @@ def _train(args: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":  # one process speaks for all of torchrun's
         best = folder / "best.safetensors"
         _, _, meta = read_checkpoint(best)
-        of = "the test split, which chose it" if meta.split == "test" else "the validation part of the training images"
+        of = "the test split, which chose it" if meta.split == "test" else "the validation split of the training images"
         metric = TASKS[meta.task].metric
         what = "" if metric is ACCURACY else f"{metric.name} "
         print(f"{best}: {what}{metric.show(meta.accuracy)} of {of}, after epoch {meta.epoch}")

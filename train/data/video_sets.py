@@ -80,7 +80,7 @@ class UCF101(ListedVideos):
 
 
 def hmdb51_lists(lists: Path, split: str, official_split: int) -> tuple[list[str], list[str], list[int]]:
-    """Classes, CLASS/FILE and label of every video of one part of an official split.
+    """Classes, CLASS/FILE and label of every video for training, or for testing, of an official split.
 
     Raises:
         FileNotFoundError: there is no split file of that number.
