@@ -29,7 +29,7 @@ class S4NDConvNeXt(ConvNeXt):
         downsample: "conv", timm's strided convolutions, or "s4nd".
         stem_channels: outputs of the S4ND stem's layer.
         patch_size, stem_type: as in timm's ConvNeXt.
-        resample: way to other sizes, see `s4nd.set_resample`; None for the layers' own.
+        resample: resampling method at other sizes, see `s4nd.set_resample`; None for the layers' own.
         kwargs: every argument of timm's ConvNeXt but `kernel_sizes`; the others go to every S4ND layer. With output_stride 8
             or 16 the last stages count as trained on the grid that they would have without it, and see a finer one of the
             same image: there is nothing to dilate.

@@ -33,7 +33,7 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         temporal_length: initial length of the temporal kernels in patches of 2 frames, dt = 2 / length (the paper's Table 9.2
             sweeps 20, 4, 2, 1): the shorter, the nearer the model is to one that sees the frames one by one.
         stem: "patch" or "s4nd", downsample: "conv" or "s4nd", stem_channels, patch_size, stem_type: as in S4NDConvNeXt.
-        resample: way to other sizes and numbers of frames, see `s4nd.set_resample`; None for the layers' own.
+        resample: resampling method at other sizes and numbers of frames, see `s4nd.set_resample`; None for the layers' own.
         kwargs: as in ConvNeXt3d; the others go to every S4ND layer, one value for all axes or one per axis. Kernels other than
             "s4" begin with their own defaults: the paper's initialisation and `temporal_length` are those of s4.
     """
@@ -120,7 +120,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def s4nd_convnext3d_micro(pretrained: bool = False, **kwargs) -> S4NDConvNeXt3d:
-    """What s4nd_convnext_micro inflates to: S4ND stem and downsampling, the same way to other sizes."""
+    """What s4nd_convnext_micro inflates to: S4ND stem and downsampling, the same resampling method."""
     args = dict(MICRO, stem="s4nd", downsample="s4nd", resample="hold+dilate")
     return create(S4NDConvNeXt3d, "s4nd_convnext3d_micro", pretrained, **dict(args, **kwargs))
 

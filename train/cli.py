@@ -90,7 +90,7 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
         "--resample",
         nargs="+",
         choices=MODEL_RESAMPLE,
-        help="ways to the kernels of other sizes, a row each; default: the checkpoint's. hold, dilate and "
+        help="resampling methods at other sizes, a row each; default: the checkpoint's. hold, dilate and "
         "hold+dilate (the first layer held, the rest dilated) are for convolutions too",
     )
     parser.add_argument(

@@ -40,7 +40,7 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
         model = _create(name, args, grid)
     except TypeError as error:
         raise ValueError(f"model {name} does not take model.args {config.model.args}: {error}") from error
-    _set_ways(model, config, stage)
+    _set_sampling(model, config, stage)
     mean, std = normalisation(model)
     model.pretrained_cfg.update(mean=mean, std=std)  # of as many channels as the model has, for whoever asks the model
     return model
@@ -56,19 +56,19 @@ def _create(name: str, args: dict, grid: dict[str, int]) -> nn.Module:
 
 
 def enter_stage(model: nn.Module, config: Config, stage: int) -> None:
-    """Bring a model of another stage to stage number `stage`: its resolution, its bandlimit and its way to other sizes.
+    """Bring a model of another stage to stage number `stage`: its resolution, its bandlimit and its resampling method.
 
-    The kernels are re-sampled for good, so that those of the new grid are trained, unless the stage says that kernels go
-    another way than the continuous one: then they stay those of the grid that they have.
+    The kernels are re-sampled for good, so that those of the new grid are trained, unless the stage says another
+    method than the continuous one: then they stay those of the grid that they have.
 
     Raises:
-        ValueError: a bandlimit or a way for a model without S4ND layers.
+        ValueError: a bandlimit or a resampling method for a model without S4ND layers.
     """
     for key in ("bandlimit", "resample"):
         if getattr(config.stages[stage], key) is not None and not any(isinstance(m, S4ND) for m in model.modules()):
             raise ValueError(f"{key} is for S4ND layers, and {config.model.name} has none")
     bring_to(model, config.stages[stage])
-    _set_ways(model, config, stage)
+    _set_sampling(model, config, stage)
 
 
 def bring_to(model: nn.Module, stage: StageConfig, **frames: int | None) -> None:
@@ -79,15 +79,15 @@ def bring_to(model: nn.Module, stage: StageConfig, **frames: int | None) -> None
     """
     if not hasattr(model, "set_input_size"):
         return
-    ways = {module: module.resample for module in model.modules() if isinstance(module, S4ND)}
-    if ways and stage.resample in (None, "continuous"):
+    methods = {module: module.resample for module in model.modules() if isinstance(module, S4ND)}
+    if methods and stage.resample in (None, "continuous"):
         set_resample(model, "continuous")
     model.set_input_size(img_size=stage.size, **frames)
-    for layer, way in ways.items():
-        layer.resample = way
+    for layer, method in methods.items():
+        layer.resample = method
 
 
-def _set_ways(model: nn.Module, config: Config, stage: int) -> None:
+def _set_sampling(model: nn.Module, config: Config, stage: int) -> None:
     set_bandlimit(model, config.stages[stage].bandlimit)
     if config.stages[stage].resample is not None:
         set_resample(model, config.stages[stage].resample)
