@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import Conv2dSame, LayerNorm, LayerNorm2d
-from timm.models import ConvNeXt, adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import ConvNeXt, adapt_input_conv, generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-from .sizes import plain
+from .convnext_family import MICRO, TINY, convnext_cfg, create_convnext
 
 TEMPORAL_PATCH = 2  # frames
 torch.fx.wrap("rearrange")  # a leaf of fx graphs: it asks for the type of its argument
@@ -180,21 +180,9 @@ class ConvNeXt3d(ConvNeXt):
         return y if self.head.global_pool.pool_type else y.unflatten(2, x.shape[2:4])
 
 
-def video_cfg(**kwargs: Any) -> dict[str, Any]:
-    """timm's description of a video model's input and ends."""
-    return {
-        "url": "",
-        "num_classes": 51,
-        "input_size": (3, 224, 224),  # of a frame
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.0",
-        "classifier": "head.fc",
-        **kwargs,
-    }
+def video_cfg(**changes: Any) -> dict[str, Any]:
+    """What timm is to know of a model of videos, as built for HMDB-51."""
+    return convnext_cfg(**{"num_classes": 51, **changes})
 
 
 default_cfgs = generate_default_cfgs(
@@ -206,8 +194,6 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-MICRO = dict(depths=(3, 3, 3, 3), dims=(64, 128, 256, 512))
-TINY = dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768))
 PAPER = dict(drop_rate=0.2, drop_path_rate=0.2)  # for HMDB-51
 
 
@@ -222,9 +208,7 @@ def adapt_input(state: dict[str, Tensor], model: ConvNeXt3d) -> dict[str, Tensor
 
 def create(model_cls: type[ConvNeXt3d], variant: str, pretrained: bool = False, **kwargs: Any) -> ConvNeXt3d:
     """A registered video model by timm's builder, with the paper's regularisation for HMDB-51."""
-    feature_cfg = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True)
-    args = dict(plain(PAPER | kwargs), feature_cfg=feature_cfg, pretrained_filter_fn=adapt_input)
-    return build_model_with_cfg(model_cls, variant, pretrained, **args)
+    return create_convnext(model_cls, variant, pretrained, pretrained_filter_fn=adapt_input, **(PAPER | kwargs))
 
 
 @register_model

@@ -89,8 +89,11 @@ class ResampledConv2d(nn.Conv2d, SampledModule):
         return (n + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
 
 
-def shares(n: int, b: int, way: str, taps: int, stride: int, padding: int, dilation: int) -> tuple[int, Tensor]:
+def shares(n: int, b: int, method: str, taps: int, stride: int, padding: int, dilation: int) -> tuple[int, Tensor]:
     """Which pixels of a grid of n take part in an output of a convolution trained on b, and their shares of every tap.
+
+    Args:
+        method: "hold" or "dilate".
 
     Returns:
         The first pixel, from the first one of the output's own stride, and (pixels, taps) float64.
@@ -99,7 +102,7 @@ def shares(n: int, b: int, way: str, taps: int, stride: int, padding: int, dilat
     begin = torch.arange(taps, dtype=torch.float64) * dilation - padding - centre  # of the taps, in trained pixels
     first = math.floor(centre + w * begin[0].item() + 1e-9)
     last = math.ceil(centre + w * (begin[-1].item() + 1) - 1e-9)
-    if way == "dilate":
+    if method == "dilate":
         first -= 1  # on a coarser grid a tap's two pixels reach further than what it covers
         middle = torch.arange(first, last + 1, dtype=torch.float64)[:, None] + 0.5 - centre
         return first, (1 - (middle - w * (begin + 0.5)).abs()).clamp(min=0)

@@ -26,11 +26,11 @@ from s4nd import S4ND, set_base_size
 from s4nd.nn import Sampling
 
 from .convnext3d import ConvNeXt3d
+from .names import counted, listed
 
 MIXER = "conv_dw"  # where a block may hold a convolution or an S4ND layer
 CLASSIFIER = "head.fc."
 SMALLEST_GAIN = 0.1  # below it a kernel over time would be blown up, not normalised
-SHOWN = 4  # names of each kind in a message
 
 
 class Inflation(NamedTuple):
@@ -51,7 +51,8 @@ class Inflation(NamedTuple):
     unused: list[str]
 
     def __str__(self) -> str:
-        return "; ".join(f"{len(names)} {kind}{_listed(names)}" for kind, names in self._asdict().items())
+        kinds = self._asdict().items()
+        return "; ".join(f"{len(names)} {kind}{': ' if names else ''}{listed(names)}" for kind, names in kinds)
 
 
 @torch.no_grad()
@@ -92,7 +93,7 @@ def inflate(source: nn.Module | Mapping[str, Tensor], model: ConvNeXt3d, *, unit
     if low := [name for name, gain in gains.items() if gain.abs().min() < SMALLEST_GAIN]:
         raise ValueError(
             f"unit_gain needs kernels over time whose taps sum to at least {SMALLEST_GAIN}, as with deterministic=True; "
-            f"less in {len(low)} layers{_listed(low)}: build them so, or inflate with unit_gain=False"
+            f"less in {len(low)} layers: {listed(low)}: build them so, or inflate with unit_gain=False"
         )
     for name, value in weights.items():
         own[name].copy_(value)
@@ -141,10 +142,8 @@ def _plan(
             misshaped.append(f"{theirs} {tuple(old.shape)} for {tuple(value.shape)}")
     report.unused.extend(name for name in flat if name not in used)
     unknown = [name for name in report.unused if not name.startswith((*replaced, CLASSIFIER))]
-    problems = {"missing": missing, "unknown": unknown, "of another shape": misshaped}
-    if any(problems.values()):
-        lists = "; ".join(f"{len(names)} {what}{_listed(names)}" for what, names in problems.items() if names)
-        raise ValueError(f"the image model is not the flat counterpart of this {model}: {lists}")
+    if problems := counted({"missing": missing, "unknown": unknown, "of another shape": misshaped}):
+        raise ValueError(f"the image model is not the flat counterpart of this {model}: {problems}")
     return report, weights
 
 
@@ -225,10 +224,3 @@ def _gain(layer: S4ND) -> Tensor:
         gain = step.D - torch.einsum("chn,hn->ch", step.C, torch.linalg.solve(G, step.B))
     directions = 2 if layer.bidirectional[0] else 1
     return reduce(gain, "(direction rc) h -> rc h", "sum", direction=directions).to(kernel.C.dtype)
-
-
-def _listed(names: list[str]) -> str:
-    if not names:
-        return ""
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f": {', '.join(names[:SHOWN])}{more}"

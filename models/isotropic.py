@@ -66,7 +66,7 @@ class Isotropic(nn.Module):
         drop_rate: dropout before the classifier.
         proj_drop_rate: dropout of whole channels, inside and after every mixer.
         drop_path_rate: stochastic depth of the last block; the rate grows linearly from 0 at the first.
-        resample: way of S4ND mixers to other sizes, see `s4nd.set_resample`; None for the layers' own.
+        resample: resampling method of S4ND mixers at other sizes, see `s4nd.set_resample`; None for the layers' own.
         mixer_args: every other argument goes to `mixer`.
     """
 

@@ -8,53 +8,16 @@ Names change, 1x1 convolutions stand for its linear layers, and its S4 kernels h
 Shapes: H heads, N states (N/2 kept, one of each conjugate pair), C kernels per head, R low rank, S state-space models.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
-from timm.models import ConvNeXt
 from torch import Tensor, nn
 
 from s4nd import S4ND
 
-from .isotropic import Isotropic
-from .s4nd_vit import S4NDViT
-
-KERNEL = re.compile(r"(?P<layer>.+)\.kernel\.(?P<axis>\d+)\.(?:kernel\.)?(?P<tensor>\w+)")
-# Names of a kernel's tensors there -> here, those of its earlier versions among them; the others are alike.
-TENSORS = {
-    "inv_dt": "log_dt",
-    "A_real": "log_A_real",
-    "inv_w_real": "log_A_real",
-    "log_w_real": "log_A_real",
-    "w_imag": "A_imag",
-    "L": "l_kernel",
-}
-
-# The beginning of a name there -> here; of the patterns that fit, the first counts.
-CONVNEXT = {
-    r"stem\.stem\.(?=kernel\.|D$)": "stem.0.",
-    # An S4ND stem of videos is one sequence there: the layer, its pooling, a linear map, GLU and norm.
-    r"stem\.stem\.2\.": "stem.1.",
-    r"stem\.stem\.4\.": "stem.3.",
-    r"stem\.(stem|post_stem)\.": "stem.",
-    r"(stages\.\d+)\.norm_layer\.": r"\1.downsample.0.",
-    r"(stages\.\d+)\.downsample\.(conv|s4conv)\.": r"\1.downsample.1.",
-    r"(stages\.\d+)\.downsample\.fc\.": r"\1.downsample.2.",
-    r"(stages\.\d+\.blocks\.\d+\.conv_dw)\.conv\.": r"\1.",
-}
-ISOTROPIC = {
-    r"encoder\.1\.": "stem.",
-    r"decoder\.0\.output_transform\.": "head.fc.",
-    r"norm\.norm\.": "norm.",
-    r"layers\.(\d+)\.norm\.norm\.": r"blocks.\1.norm.",
-    r"layers\.(\d+)\.layer\.conv2d\.": r"blocks.\1.mixer.conv.",
-    r"layers\.(\d+)\.layer\.(output_linear\.0|linear)\.": r"blocks.\1.mixer.proj.",
-    r"layers\.(\d+)\.layer\.": r"blocks.\1.mixer.s4nd.",
-}
-VIT_MIXER = {r"norm\.norm\.": "norm1.", r"layer\.output_linear\.0\.": "attn.proj.", r"layer\.": "attn.s4nd."}
-VIT_FFN = {r"norm\.norm\.": "norm2.", r"layer\.ff\.0\.0\.": "mlp.fc1.", r"layer\.ff\.2\.": "mlp.fc2."}
+from .names import counted
+from .reference_names import KERNEL, renaming, translated
 
 
 def convert_reference(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -100,7 +63,7 @@ class _Conversion:
     """The reference's tensors under our names and in our shapes, before C~ becomes C."""
 
     def __init__(self, state: Mapping[str, Tensor], model: nn.Module):
-        rename = _renaming(model)
+        rename = renaming(model)
         state_dict = model.state_dict()
         self.samplings = {name: value for name, value in state_dict.items() if name.endswith("_extra_state")}
         self.own = {name: value for name, value in state_dict.items() if name not in self.samplings}
@@ -121,7 +84,7 @@ class _Conversion:
             if self._is_unused(name):
                 self.unused.append(key)
                 continue
-            name, value = _translated(name, value)
+            name, value = translated(name, value)
             if (name in self.own or self._is_length(name)) and name not in self.found:
                 self.found[name] = value
             else:
@@ -172,55 +135,9 @@ class _Conversion:
         shapes = {name: () for name in lengths} | {name: tuple(value.shape) for name, value in self.own.items()}
         got = {name: tuple(self._fitted(name).shape) for name in shapes if name in self.found}
         misshaped = [f"{name} {shape} for {shapes[name]}" for name, shape in got.items() if shape != shapes[name]]
-        problems = {"missing": missing, "unknown": unknown, "of another shape": misshaped}
-        if any(problems.values()):
-            lists = "; ".join(f"{len(keys)} {what}: {_shortened(keys)}" for what, keys in problems.items() if keys)
-            raise ValueError(f"the reference's weights are not those of this {model}: {lists}")
-
-
-def _renaming(model: nn.Module) -> Callable[[str], str]:
-    if isinstance(model, ConvNeXt):
-        return lambda key: _renamed(key, CONVNEXT)
-    if isinstance(model, Isotropic):
-        return lambda key: _renamed(key, ISOTROPIC)
-    if isinstance(model, S4NDViT):
-        return _renamed_vit
-    raise ValueError(f"need a ConvNeXt, an S4ND-ViT or an isotropic network, got {type(model).__name__}")
-
-
-def _renamed(key: str, rules: Mapping[str, str]) -> str:
-    for pattern, ours in rules.items():
-        name, count = re.subn(rf"\A{pattern}", ours, key)
-        if count:
-            return name
-    return key
-
-
-def _renamed_vit(key: str) -> str:
-    """Its blocks 2i and 2i + 1 are the two halves of our block i."""
-    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
-    if not block:
-        return _renamed(key, {r"norm\.norm\.": "norm."})
-    i, half = divmod(int(block[1]), 2)
-    return f"blocks.{i}.{_renamed(block[2], VIT_FFN if half else VIT_MIXER)}"
-
-
-def _translated(name: str, value: Tensor) -> tuple[str, Tensor]:
-    """A tensor under its last name here."""
-    kernel = KERNEL.fullmatch(name)
-    if not kernel:
-        if ".kernels." in name:
-            return "", value  # a name that only this library has, so that its C is no C~
-        # The isotropic network there swaps height and width before it convolves.
-        transposed = name.endswith(".mixer.conv.weight") and value.ndim == 4
-        return name, value.transpose(2, 3) if transposed else value
-    tensor = kernel["tensor"]
-    name = f"{kernel['layer']}.kernels.{kernel['axis']}.{TENSORS.get(tensor, tensor)}"
-    return name, -value if tensor == "A_imag" else value  # it holds -Im A; w_imag, its earlier form, holds Im A
-
-
-def _shortened(keys: list[str], shown: int = 8) -> str:
-    return ", ".join(keys[:shown]) + (f", and {len(keys) - shown} more" if len(keys) > shown else "")
+        found = {"missing": missing, "unknown": unknown, "of another shape": misshaped}
+        if problems := counted(found, shown=8):
+            raise ValueError(f"the reference's weights are not those of this {model}: {problems}")
 
 
 def _without_ones(shape: Iterable[int]) -> list[int]:
@@ -239,9 +156,9 @@ def _readout(ours: Mapping[str, Tensor], axis: _Axis) -> Tensor:
         return stored
     real, imag, P = (ours[f"{axis.name}.{name}"].double() for name in ("log_A_real", "A_imag", "P"))
     A, P, C = torch.complex(-real.exp(), imag), torch.view_as_complex(P), torch.view_as_complex(stored.contiguous())
-    copies = len(log_dt) // len(A)  # head h uses number h mod S
+    repeats = len(log_dt) // len(A)  # head h uses number h mod S
     try:
-        C = true_readout(log_dt.exp(), A.repeat(copies, 1), P.repeat(1, copies, 1), C, L)
+        C = true_readout(log_dt.exp(), A.repeat(repeats, 1), P.repeat(1, repeats, 1), C, L)
     except torch.linalg.LinAlgError:
         raise ValueError(f"I - Ab^{L} is singular: a mode does not decay at all") from None
     return torch.view_as_real(C)

@@ -5,20 +5,19 @@ pointwise linear map and a gated linear unit. Nguyen et al. 2022, arXiv:2210.065
 arXiv:2201.03545. Shapes: B batch, C channels; grids are (height, width).
 """
 
-import inspect
 from collections.abc import Sequence
 
 import torch
-from timm.models import ConvNeXt, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import ConvNeXt, generate_default_cfgs, register_model
 from torch import nn
 
-from s4nd import S4ND, no_weight_decay, set_resample
+from s4nd import no_weight_decay, set_resample
 
-from .sizes import image_size, plain
-from .stages import check_options, declare_size, pointwise_glu, put_layers, stage_grids
+from .convnext_family import MICRO, TINY, convnext_cfg, create_convnext
+from .sizes import image_size
+from .stages import check_options, declare_size, put_layers, s4nd_stem, split_options, stage_grids
 
 STEM_L_MAX = 16  # support of the stem's kernels along each axis, in pixels of the trained size
-CONVNEXT_ARGS = inspect.signature(ConvNeXt).parameters
 
 
 class S4NDConvNeXt(ConvNeXt):
@@ -30,7 +29,7 @@ class S4NDConvNeXt(ConvNeXt):
         downsample: "conv", timm's strided convolutions, or "s4nd".
         stem_channels: outputs of the S4ND stem's layer.
         patch_size, stem_type: as in timm's ConvNeXt.
-        resample: way to other sizes, see `s4nd.set_resample`; None for the layers' own.
+        resample: resampling method at other sizes, see `s4nd.set_resample`; None for the layers' own.
         kwargs: every argument of timm's ConvNeXt but `kernel_sizes`; the others go to every S4ND layer. With output_stride 8
             or 16 the last stages count as trained on the grid that they would have without it, and see a finer one of the
             same image: there is nothing to dilate.
@@ -47,22 +46,17 @@ class S4NDConvNeXt(ConvNeXt):
         resample: str | Sequence[str] | None = None,
         **kwargs,
     ):
-        timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in CONVNEXT_ARGS}
+        timm_args, layer = split_options(kwargs)
         if "kernel_sizes" in timm_args:
             raise TypeError("S4ND kernels span the whole grid: there is no kernel_sizes; l_max limits their support")
         check_options(stem, downsample, stem_type)
         super().__init__(patch_size=patch_size, stem_type=stem_type, **timm_args)
         self.img_size, self.patch_size, self.stem_type = image_size(img_size), patch_size, stem_type
         self._traits = {"first_conv": () if stem == "s4nd" else "stem.0"}  # what timm adapts to other input channels
-        dd = {"device": timm_args.get("device"), "dtype": timm_args.get("dtype")}
-        layer = kwargs | dd
+        layer |= {"device": timm_args.get("device"), "dtype": timm_args.get("dtype")}
         if stem == "s4nd":
             own = {"l_max": STEM_L_MAX, **layer}
-            self.stem = nn.Sequential(
-                S4ND(self.in_chans, out_channels=stem_channels, base_size=self.img_size, pool=patch_size, **own),
-                *pointwise_glu(stem_channels, self.feature_info[0]["num_chs"], 2, **dd),
-                self.stem[-1],  # timm's norm
-            )
+            self.stem = nn.Sequential(*s4nd_stem(self, self.img_size, patch_size, stem_channels, **own))
         put_layers(self.stages, self._grids(self.img_size), downsample, **layer)
         if resample is not None:
             set_resample(self, resample)
@@ -82,36 +76,15 @@ class S4NDConvNeXt(ConvNeXt):
         return no_weight_decay(self)
 
 
-def _cfg(url: str = "", **kwargs) -> dict:
-    return {
-        "url": url,
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.0",
-        "classifier": "head.fc",
-        **kwargs,
-    }
-
-
 default_cfgs = generate_default_cfgs(
     {
-        "s4nd_convnext_micro": _cfg(first_conv=()),  # its stem is an S4ND layer
-        "s4nd_convnext_tiny": _cfg(),
-        "s4nd_convnext_small": _cfg(),
-        "s4nd_convnext_base": _cfg(),
-        "convnext_micro": _cfg(),
+        "s4nd_convnext_micro": convnext_cfg(first_conv=()),  # its stem is an S4ND layer
+        "s4nd_convnext_tiny": convnext_cfg(),
+        "s4nd_convnext_small": convnext_cfg(),
+        "s4nd_convnext_base": convnext_cfg(),
+        "convnext_micro": convnext_cfg(),
     }
 )
-
-
-def _create_convnext(model_cls: type[ConvNeXt], variant: str, pretrained: bool = False, **kwargs) -> ConvNeXt:
-    feature_cfg = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True)
-    return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **plain(kwargs))
 
 
 # S4-FouT, dt between 0.1 and 1 sample, layer scale 1e-6, stochastic depth up to 0.1: the paper's for ImageNet and Celeb-A.
@@ -122,34 +95,34 @@ PAPER = dict(kernel="s4", init="fout", dt_min=0.1, dt_max=1.0, drop_path_rate=0.
 def s4nd_convnext_micro(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
     """3, 3, 3, 3 blocks of 64 to 512 channels, S4ND stem and downsampling: the paper's S4ND-ConvNeXt-M for Celeb-A, 9,644,206
     parameters with 40 classes (3 less than the reference's, whose dense stem has a D that it does not use)."""
-    args = dict(PAPER, depths=(3, 3, 3, 3), dims=(64, 128, 256, 512), stem="s4nd", downsample="s4nd")
+    args = dict(PAPER, **MICRO, stem="s4nd", downsample="s4nd")
     args |= dict(resample="hold+dilate")  # what keeps Imagenette's accuracy (README); every layer on a grid is S4ND's
-    return _create_convnext(S4NDConvNeXt, "s4nd_convnext_micro", pretrained, **dict(args, **kwargs))
+    return create_convnext(S4NDConvNeXt, "s4nd_convnext_micro", pretrained, **dict(args, **kwargs))
 
 
 @register_model
 def s4nd_convnext_tiny(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
     """3, 3, 9, 3 blocks of 96 to 768 channels: the paper's S4ND-ConvNeXt-T for ImageNet, 29,980,456 parameters."""
-    args = dict(PAPER, depths=(3, 3, 9, 3), dims=(96, 192, 384, 768))
-    return _create_convnext(S4NDConvNeXt, "s4nd_convnext_tiny", pretrained, **dict(args, **kwargs))
+    args = dict(PAPER, **TINY)
+    return create_convnext(S4NDConvNeXt, "s4nd_convnext_tiny", pretrained, **dict(args, **kwargs))
 
 
 @register_model
 def s4nd_convnext_small(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
     """3, 3, 27, 3 blocks of 96 to 768 channels."""
     args = dict(PAPER, depths=(3, 3, 27, 3), dims=(96, 192, 384, 768))
-    return _create_convnext(S4NDConvNeXt, "s4nd_convnext_small", pretrained, **dict(args, **kwargs))
+    return create_convnext(S4NDConvNeXt, "s4nd_convnext_small", pretrained, **dict(args, **kwargs))
 
 
 @register_model
 def s4nd_convnext_base(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
     """3, 3, 27, 3 blocks of 128 to 1024 channels."""
     args = dict(PAPER, depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024))
-    return _create_convnext(S4NDConvNeXt, "s4nd_convnext_base", pretrained, **dict(args, **kwargs))
+    return create_convnext(S4NDConvNeXt, "s4nd_convnext_base", pretrained, **dict(args, **kwargs))
 
 
 @register_model
 def convnext_micro(pretrained: bool = False, **kwargs) -> ConvNeXt:
     """3, 3, 3, 3 blocks of 64 to 512 channels: the paper's ConvNeXt-M for Celeb-A, 9,237,608 parameters with 40 classes."""
-    args = dict(depths=(3, 3, 3, 3), dims=(64, 128, 256, 512), drop_path_rate=0.1)
-    return _create_convnext(ConvNeXt, "convnext_micro", pretrained, **dict(args, **kwargs))
+    args = dict(MICRO, drop_path_rate=0.1)
+    return create_convnext(ConvNeXt, "convnext_micro", pretrained, **dict(args, **kwargs))

@@ -5,21 +5,20 @@ Nguyen et al. 2022, arXiv:2210.06583, section 4.3.
 Shapes: B batch, C channels, T frames; grids are (time, height, width).
 """
 
-import inspect
 import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import ConvNeXt, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 
-from s4nd import S4ND, no_weight_decay, set_resample
+from s4nd import no_weight_decay, set_resample
 
-from .convnext3d import MICRO, TEMPORAL_PATCH, TINY, ConvNeXt3d, VideoStem, create, video_cfg
+from .convnext3d import TEMPORAL_PATCH, ConvNeXt3d, VideoStem, create, video_cfg
+from .convnext_family import MICRO, TINY
 from .sizes import image_size
-from .stages import Grid, check_options, declare_size, pointwise_glu, put_layers, stage_grids
+from .stages import Grid, check_options, declare_size, put_layers, s4nd_stem, split_options, stage_grids
 
-CONVNEXT_ARGS = inspect.signature(ConvNeXt).parameters
 STEM_L_MAX = (4, 16, 16)  # support of an S4ND stem's kernels, in frames and pixels of the trained clip
 
 
@@ -34,7 +33,7 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         temporal_length: initial length of the temporal kernels in patches of 2 frames, dt = 2 / length (the paper's Table 9.2
             sweeps 20, 4, 2, 1): the shorter, the nearer the model is to one that sees the frames one by one.
         stem: "patch" or "s4nd", downsample: "conv" or "s4nd", stem_channels, patch_size, stem_type: as in S4NDConvNeXt.
-        resample: way to other sizes and numbers of frames, see `s4nd.set_resample`; None for the layers' own.
+        resample: resampling method at other sizes and numbers of frames, see `s4nd.set_resample`; None for the layers' own.
         kwargs: as in ConvNeXt3d; the others go to every S4ND layer, one value for all axes or one per axis. Kernels other than
             "s4" begin with their own defaults: the paper's initialisation and `temporal_length` are those of s4.
     """
@@ -56,7 +55,7 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         check_options(stem, downsample, stem_type)
         if temporal_length <= 0:
             raise ValueError(f"temporal_length must be positive, got {temporal_length}")
-        timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in CONVNEXT_ARGS}
+        timm_args, options = split_options(kwargs)
         super().__init__(patch_size=patch_size, stem_type=stem_type, **timm_args)
         self.patch_size, self.stem_type, self.causal = patch_size, stem_type, causal
         size = _clip_size(img_size, num_frames or None)
@@ -70,19 +69,14 @@ class S4NDConvNeXt3d(ConvNeXt3d):
             dt_min=(dt, 0.1, 0.1),
             dt_max=(dt, 1.0, 1.0),
         )
-        layer = paper if kwargs.get("kernel", "s4") == "s4" else {}
-        layer |= {"bidirectional": (not causal, True, True), **kwargs, **self.dd}
+        layer = paper if options.get("kernel", "s4") == "s4" else {}
+        layer |= {"bidirectional": (not causal, True, True), **options, **self.dd}
         if stem == "s4nd":
             mixed = layer.get("init", ())[:1] == ("hippo",)
             few = dict(layer, init=("legs", *layer["init"][1:]), n_ssm=1) if mixed else layer
             own = {"l_max": STEM_L_MAX, **few}
             pool = (TEMPORAL_PATCH, patch_size, patch_size)
-            self.stem = VideoStem(
-                self.in_chans,
-                S4ND(self.in_chans, 3, out_channels=stem_channels, base_size=size, pool=pool, **own),
-                *pointwise_glu(stem_channels, self.feature_info[0]["num_chs"], 3, **self.dd),
-                self.stem[-1],  # the norm
-            )
+            self.stem = VideoStem(self.in_chans, *s4nd_stem(self, size, pool, stem_channels, **own))
         put_layers(self.stages, self._grids(size), downsample, **layer)
         if resample is not None:
             set_resample(self, resample)
@@ -126,7 +120,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def s4nd_convnext3d_micro(pretrained: bool = False, **kwargs) -> S4NDConvNeXt3d:
-    """What s4nd_convnext_micro inflates to: S4ND stem and downsampling, the same way to other sizes."""
+    """What s4nd_convnext_micro inflates to: S4ND stem and downsampling, the same resampling method."""
     args = dict(MICRO, stem="s4nd", downsample="s4nd", resample="hold+dilate")
     return create(S4NDConvNeXt3d, "s4nd_convnext3d_micro", pretrained, **dict(args, **kwargs))
 

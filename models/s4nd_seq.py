@@ -35,7 +35,7 @@ class SequenceIsotropic(Isotropic):
     (B, H, height, in_chans width) with steps="value".
 
     At another size than the trained one the sequence is the same stretch of time in other steps, of length L_trained / L (see
-    `resample` of S4ND for other ways). For the image that is true of a change of the width, with steps="pixel". A change of
+    `resample` of S4ND for other methods). For the image that is true of a change of the width, with steps="pixel". A change of
     the height by a factor s is not such a change of a raster: what was a row apart still is, but what was a pixel apart along a
     row is now s pixels. With steps="value" neighbours may be of another channel too. No accuracy is to be expected there;
     images resized to the trained size keep it (`s4nd eval --control`).

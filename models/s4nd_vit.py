@@ -85,7 +85,7 @@ class S4NDViT(VisionTransformer):
     Args:
         mixer_ndim: 1 or 2, see `PatchMixer`.
         channels: kernels of each S4ND layer per channel.
-        resample: way to other sizes, see `s4nd.set_resample`; None for the layers' own.
+        resample: resampling method at other sizes, see `s4nd.set_resample`; None for the layers' own.
         kwargs: every argument of timm's VisionTransformer but those of attention (accepted, not used), a class token, register
             tokens, a position embedding and patch dropout (refused); the others go to every S4ND layer.
     """

@@ -1,9 +1,10 @@
-"""What the S4ND-ConvNeXts over images and over clips share: the grids of their stages, and the layers that stand on them.
+"""What the S4ND-ConvNeXts over images and over clips share: the grids of their stages, and the layers on them and in the stem.
 
 Shapes: C channels; grids are (height, width) or (time, height, width).
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from itertools import count, pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from s4nd import S4ND, set_base_size
 
+CONVNEXT_ARGS = inspect.signature(ConvNeXt).parameters
 STEMS, DOWNSAMPLES = ("patch", "s4nd"), ("conv", "s4nd")
 Grid = tuple[int | None, ...]
 
@@ -25,6 +27,12 @@ def check_options(stem: str, downsample: str, stem_type: str) -> None:
         raise ValueError(f"need stem in {STEMS} and downsample in {DOWNSAMPLES}, got {stem!r} and {downsample!r}")
     if stem == "s4nd" and stem_type != "patch":
         raise ValueError(f"stem='s4nd' replaces the patch stem, got stem_type={stem_type!r}")
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of timm's ConvNeXt, and the others, which are of every S4ND layer."""
+    timms = {name: value for name, value in options.items() if name in CONVNEXT_ARGS}
+    return timms, {name: value for name, value in options.items() if name not in timms}
 
 
 def stage_grids(img_size: tuple[int, int], patch_size: int = 4, stem_type: str = "patch") -> list[tuple[int, int]]:
@@ -75,6 +83,25 @@ def pointwise_glu(in_chs: int, out_chs: int, ndim: int, **dd: Any) -> tuple[nn.M
     return conv(in_chs, 2 * out_chs, 1, **dd), ChannelsGLU()
 
 
+def s4nd_stem(
+    model: ConvNeXt, size: Grid, pool: int | Sequence[int], channels: int, /, **layer: Any
+) -> tuple[nn.Module, ...]:
+    """The layers in place of timm's stem, of which the norm stays.
+
+    Args:
+        size: of the input in training.
+        pool: window of the average pooling, which is folded into the S4ND layer.
+        channels: outputs of the S4ND layer.
+        layer: its other arguments.
+    """
+    ndim = len(size)
+    return (
+        S4ND(model.in_chans, ndim, out_channels=channels, base_size=size, pool=pool, **layer),
+        *pointwise_glu(channels, model.feature_info[0]["num_chs"], ndim, **_factory(layer)),
+        model.stem[-1],
+    )
+
+
 def put_layers(stages: nn.Module, grids: Sequence[Grid], downsample: str, **layer: Any) -> None:
     """S4ND in place of the stages' mixing layers, and with downsample="s4nd" of their strided convolutions.
 
@@ -82,7 +109,7 @@ def put_layers(stages: nn.Module, grids: Sequence[Grid], downsample: str, **laye
         grids: after the stem and after each stage.
         layer: arguments of every S4ND layer.
     """
-    ndim, dd = len(grids[0]), {name: layer[name] for name in ("device", "dtype")}
+    ndim, dd = len(grids[0]), _factory(layer)
     for stage, (before, grid) in zip(stages, pairwise(grids), strict=True):
         if downsample == "s4nd" and not isinstance(stage.downsample, nn.Identity):
             norm, conv = stage.downsample[0], stage.downsample[-1]
@@ -93,6 +120,10 @@ def put_layers(stages: nn.Module, grids: Sequence[Grid], downsample: str, **laye
             )
         for block in stage.blocks:
             block.conv_dw = S4ND(block.conv_dw.in_channels, ndim, base_size=grid, **layer)
+
+
+def _factory(layer: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: layer[name] for name in ("device", "dtype")}
 
 
 def declare_size(model: nn.Module, size: Grid, grids: Sequence[Grid], **model_args: Any) -> None:

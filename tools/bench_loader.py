@@ -27,7 +27,7 @@ from timm.data import create_dataset, create_loader
 from timm.data.auto_augment import RandAugment
 
 from s4nd.train.data import ImageTransforms, Rendering, make_loader
-from s4nd.train.data.dataset import Part
+from s4nd.train.data.dataset import Subset
 from s4nd.train.data.folder import Folder
 from s4nd.train.data.policy import repair
 from s4nd.train.model import to_input
@@ -58,7 +58,7 @@ class Settings:
 def ours(section: str, settings: Settings) -> Callable[[], Iterable]:
     """As in training, with batches normalised for a model."""
     folder, transforms = Folder(settings.data, "train"), SECTIONS[section]
-    dataset = Part(folder, chosen(len(folder), settings.images))
+    dataset = Subset(folder, chosen(len(folder), settings.images))
     model, cpu = timm.create_model("resnet18"), torch.device("cpu")
     rendering = Rendering(hflip=True, transforms=transforms or EVALUATION)
     options = {"workers": settings.workers, "rendering": rendering, "train": transforms is not None}

@@ -83,7 +83,7 @@ class Found:
 
 def way_of(model: nn.Module) -> str:
     """Which of MODEL_RESAMPLE the layers go; ValueError if each its own."""
-    way = about.way_of(model)
+    way = about.resample_of(model)
     if way not in MODEL_RESAMPLE:
         raise ValueError(f"the layers go to other sizes each its own way, {way}: choose one with --resample")
     return way
@@ -231,7 +231,9 @@ def main() -> None:
     parser.add_argument("run", help="its directory, such as runs/photos/s4nd_iso_tiny")
     parser.add_argument("tag", help="such as s4nd_iso_tiny.photos")
     parser.add_argument("--root", help="folder of the data; default: the run's")
-    parser.add_argument("--resample", choices=MODEL_RESAMPLE, help="way to other sizes; default: the run's")
+    parser.add_argument(
+        "--resample", choices=MODEL_RESAMPLE, help="resampling method at other sizes; default: the run's"
+    )
     parser.add_argument("--sizes", nargs="+", type=int, default=[8, 12, 16, 24, 32], help="pixels per side")
     parser.add_argument("--limit", type=int, default=300, help="test images whose right answers the card counts")
     args = parser.parse_args()

@@ -34,10 +34,10 @@ def of_data(name: str, dataset: ImageDataset | VideoDataset) -> dict[str, Any]:
     return {"data": name, "images": len(dataset), "labels": digest.hexdigest()[:16]}
 
 
-def way_of(model: nn.Module) -> str:
-    """The way of a model's S4ND layers to other sizes, in the words of `s4nd eval --resample`.
+def resample_of(model: nn.Module) -> str:
+    """The resampling method of a model's S4ND layers, in the words of `s4nd eval --resample`.
 
-    Of a model without such layers it is "continuous": what convolutions do at any size. Layers that go different ways, other
+    Of a model without such layers it is "continuous": what convolutions do at any size. Layers of different methods, other
     than "hold+dilate", are told by all of them.
     """
     first, *others = [set(layer.sampling.resample) for layer in layers(model)] or [{"continuous"}]

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from s4nd.models.names import counted
+
 from .config import Config, config_from_dict, config_to_dict
 from .files import write_atomically
 from .model import build_model
@@ -129,10 +131,8 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], source: str) -> N
         for key in own
         if key in tensors and own[key].shape != tensors[key].shape
     ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-    if any(found.values()):
-        lists = "; ".join(f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in found.items() if keys)
-        raise ValueError(f"{source}: the weights are of another model than {type(model).__name__}: {lists}")
+    if problems := counted({"missing": missing, "unexpected": unexpected, "of another shape": misshaped}):
+        raise ValueError(f"{source}: the weights are of another model than {type(model).__name__}: {problems}")
     model.load_state_dict(tensors)
 
 
@@ -173,7 +173,3 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     if start.startswith(PICKLE_STARTS):
         return f"{path}: refused: a pickle can run code when it is loaded; a checkpoint must be safetensors"
     return f"{path}: damaged, or no safetensors file: {error}"
-
-
-def _shorten(keys: list[str], shown: int = 4) -> str:
-    return ", ".join(keys[:shown]) + (f", and {len(keys) - shown} more" if len(keys) > shown else "")

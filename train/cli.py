@@ -74,7 +74,7 @@ def _train(args: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":  # one process speaks for all of torchrun's
         best = folder / "best.safetensors"
         _, _, meta = read_checkpoint(best)
-        of = "the test split, which chose it" if meta.split == "test" else "the validation part of the training images"
+        of = "the test split, which chose it" if meta.split == "test" else "the validation split of the training images"
         metric = TASKS[meta.task].metric
         what = "" if metric is ACCURACY else f"{metric.name} "
         print(f"{best}: {what}{metric.show(meta.accuracy)} of {of}, after epoch {meta.epoch}")
@@ -90,7 +90,7 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
         "--resample",
         nargs="+",
         choices=MODEL_RESAMPLE,
-        help="ways to the kernels of other sizes, a row each; default: the checkpoint's. hold, dilate and "
+        help="resampling methods at other sizes, a row each; default: the checkpoint's. hold, dilate and "
         "hold+dilate (the first layer held, the rest dilated) are for convolutions too",
     )
     parser.add_argument(

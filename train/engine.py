@@ -92,7 +92,7 @@ class Trainer:
     def __init__(self, config: Config, device: torch.device, rank: int = 0, world_size: int = 1):
         unit = world_size * config.accumulate * (2 if config.mixup or config.cutmix else 1)
         if config.batch_size % unit:
-            of = "processes, parts to accumulate, pairs to mix"
+            of = "processes, micro-batches to accumulate, pairs to mix"
             raise ValueError(f"batch_size={config.batch_size} must be a multiple of {unit} ({of})")
         self.config, self.place = config, Place(device, rank, world_size)
         self.splits = open_splits(config.data, self.place)

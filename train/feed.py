@@ -19,7 +19,7 @@ class Feed:
         config: the run's; `batch_size` is the number of images or clips over all processes.
         splits: the data.
         normalisation: mean and standard deviation (C,) that the model expects of its input.
-        place: which part of every batch is this process's.
+        place: which share of every batch is this process's.
 
     Attributes:
         unreadable: images of this process that could not be read, in the last epoch that was seen to its end.
@@ -59,7 +59,7 @@ class Feed:
                 prefetch=config.data.prefetch,
                 rank=self.place.rank,
                 world_size=self.place.world_size,
-                parts=config.accumulate,
+                micro_batches=config.accumulate,
                 skip_bad=True,
             )
         self.loaders[stage, train].set_epoch(epoch, begin)

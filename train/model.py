@@ -1,19 +1,18 @@
 """From a config to a timm model at the resolution of one stage, and from pixels to its input."""
 
-import difflib
 from functools import lru_cache
 
 import timm
 import torch
-from timm.models import get_model_input_config, is_model
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-import s4nd.models  # noqa: F401  registers S4ND's models with timm
 from s4nd import S4ND, set_bandlimit, set_resample
 from s4nd.ops import BackendError
 
 from .config import Config, StageConfig
 from .data.photos import LUMA, to_grey
+from .registry import check_registered
 from .task import CHANNELS
 
 # What models raise at a size that they do not take: torch, timm and the layer.
@@ -32,10 +31,7 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
     name, grid = config.model.name, {"img_size": config.stages[stage].size}
     if config.data.sampling() is not None:
         grid["num_frames"] = config.data.frames
-    if "/" in name or ":" in name or not is_model(name):  # names of hubs and folders would load code and weights
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"model.name={name!r} is not a model of timm's registry{hint}")
+    check_registered(name, "model.name")
     head = {"num_classes": num_classes}
     if config.data.noise is not None:
         head = {"num_classes": CHANNELS, "global_pool": ""}
@@ -44,7 +40,7 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
         model = _create(name, args, grid)
     except TypeError as error:
         raise ValueError(f"model {name} does not take model.args {config.model.args}: {error}") from error
-    _set_ways(model, config, stage)
+    _set_sampling(model, config, stage)
     mean, std = normalisation(model)
     model.pretrained_cfg.update(mean=mean, std=std)  # of as many channels as the model has, for whoever asks the model
     return model
@@ -60,19 +56,19 @@ def _create(name: str, args: dict, grid: dict[str, int]) -> nn.Module:
 
 
 def enter_stage(model: nn.Module, config: Config, stage: int) -> None:
-    """Bring a model of another stage to stage number `stage`: its resolution, its bandlimit and its way to other sizes.
+    """Bring a model of another stage to stage number `stage`: its resolution, its bandlimit and its resampling method.
 
-    The kernels are re-sampled for good, so that those of the new grid are trained, unless the stage says that kernels go
-    another way than the continuous one: then they stay those of the grid that they have.
+    The kernels are re-sampled for good, so that those of the new grid are trained, unless the stage says another
+    method than the continuous one: then they stay those of the grid that they have.
 
     Raises:
-        ValueError: a bandlimit or a way for a model without S4ND layers.
+        ValueError: a bandlimit or a resampling method for a model without S4ND layers.
     """
     for key in ("bandlimit", "resample"):
         if getattr(config.stages[stage], key) is not None and not any(isinstance(m, S4ND) for m in model.modules()):
             raise ValueError(f"{key} is for S4ND layers, and {config.model.name} has none")
     bring_to(model, config.stages[stage])
-    _set_ways(model, config, stage)
+    _set_sampling(model, config, stage)
 
 
 def bring_to(model: nn.Module, stage: StageConfig, **frames: int | None) -> None:
@@ -83,15 +79,15 @@ def bring_to(model: nn.Module, stage: StageConfig, **frames: int | None) -> None
     """
     if not hasattr(model, "set_input_size"):
         return
-    ways = {module: module.resample for module in model.modules() if isinstance(module, S4ND)}
-    if ways and stage.resample in (None, "continuous"):
+    methods = {module: module.resample for module in model.modules() if isinstance(module, S4ND)}
+    if methods and stage.resample in (None, "continuous"):
         set_resample(model, "continuous")
     model.set_input_size(img_size=stage.size, **frames)
-    for layer, way in ways.items():
-        layer.resample = way
+    for layer, method in methods.items():
+        layer.resample = method
 
 
-def _set_ways(model: nn.Module, config: Config, stage: int) -> None:
+def _set_sampling(model: nn.Module, config: Config, stage: int) -> None:
     set_bandlimit(model, config.stages[stage].bandlimit)
     if config.stages[stage].resample is not None:
         set_resample(model, config.stages[stage].resample)

@@ -55,7 +55,7 @@ def load_moments(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) 
 
 
 def own(x: Tensor) -> Tensor:
-    """This process's part of a tensor."""
+    """This process's shard of a tensor."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 

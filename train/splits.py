@@ -17,7 +17,7 @@ class Splits(NamedTuple):
 
     Attributes:
         train: to train on.
-        judges: to choose best.safetensors by: a part of the training split, or the test split.
+        judges: to choose best.safetensors by: a validation split of the training images, or the test split.
         judge: the name of that, "validation" or "test".
     """
 

@@ -1,9 +1,9 @@
-"""One step of the optimizer: forward and backward over the parts of a batch, then the update; nothing waits for the device.
+"""One step of the optimizer: forward and backward over the micro-batches, then the update; nothing waits for the device.
 
 What is to be known of a step stays on the device until somebody asks: the sum of the losses, the norm of the gradient, and the
 first step whose loss was not finite.
 
-All randomness of a step follows from (seed, epoch, step, process, part), so no state of a random generator need be kept.
+All randomness of a step follows from (seed, epoch, step, process, micro-batch), so no state of a random generator need be kept.
 """
 
 import contextlib
@@ -83,14 +83,12 @@ class Step:
         """
         config = self.config
         ends = self._ends(len(images))
-        parts = len(ends) + 1
         self.optimizer.zero_grad()
         total = torch.zeros_like(self.loss_sum)
-        for part, (x, y) in enumerate(zip(images.tensor_split(ends), targets.tensor_split(ends), strict=True)):
-            self._seed(epoch, step, part)
-            last = part == parts - 1
+        for i, (x, y) in enumerate(zip(images.tensor_split(ends), targets.tensor_split(ends), strict=True)):
+            self._seed(epoch, step, i)
             share = len(x) / len(images)
-            with self._alone(not last):
+            with self._alone(i < len(ends)):
                 loss = self._loss(x, y)
                 self.scaler.scale(loss * share).backward()
             total += loss.detach() * share
@@ -111,10 +109,10 @@ class Step:
         self.bad_step = torch.where(first, step, self.bad_step)
 
     def _ends(self, count: int) -> list[int]:
-        """Where the parts of a batch end, but for the last: none empty, and of pairs if images are mixed in pairs."""
+        """Where the micro-batches end, but for the last: none empty, and of pairs if images are mixed in pairs."""
         unit = 2 if self.mix is not None else 1
-        parts = max(1, min(self.config.accumulate, count // unit))
-        return [count // unit * part // parts * unit for part in range(1, parts)]
+        n = max(1, min(self.config.accumulate, count // unit))
+        return [count // unit * i // n * unit for i in range(1, n)]
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
         config = self.config
@@ -128,18 +126,18 @@ class Step:
             logits = self.forward(images)
         return self.criterion(logits.float(), targets)
 
-    def _seed(self, epoch: int, step: int, part: int) -> None:
+    def _seed(self, epoch: int, step: int, micro_batch: int) -> None:
         numbers = [self.config.seed, epoch, step]
         own, common = (
             int(np.random.SeedSequence([*numbers, *more]).generate_state(1)[0] // 2)
-            for more in ((self.rank, part), (0, 0))
+            for more in ((self.rank, micro_batch), (0, 0))
         )
         random_seed(own)
-        # timm's mixup draws from it: what is of a whole batch is alike in all processes and parts, as in a single one
+        # timm's mixup draws from it: what is of a whole batch is alike in all processes and micro-batches, as in one
         np.random.seed(common if self.config.mixup_mode == "batch" else own)  # noqa: NPY002
 
     def _alone(self, alone: bool) -> contextlib.AbstractContextManager:
-        """Gradients of a part that is not the last one are not exchanged."""
+        """Gradients of a micro-batch that is not the last one are not exchanged."""
         if is_sharded(self.model):
             self.model.set_requires_gradient_sync(not alone)
         if alone and isinstance(self.forward, DistributedDataParallel):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from s4nd import S4ND, set_resample
-from s4nd.train.about import of_data, way_of
+from s4nd.train.about import of_data, resample_of
 from s4nd.train.checkpoint import read_checkpoint
 from s4nd.train.cli import main
 from s4nd.train.config import load_config
@@ -84,7 +84,7 @@ def test_way_of_a_model_is_the_one_that_was_set():
     layers = torch.nn.Sequential(*(S4ND(2, ndim=2, d_state=2, kernel="s4d", base_size=4) for _ in range(3)))
     for way in ("continuous", "hold", "dilate", "fold", "hold+dilate"):
         set_resample(layers, way)
-        assert way_of(layers) == way
+        assert resample_of(layers) == way
     layers[2].resample = ("hold", "fold")
-    assert way_of(layers) == "dilate, fold, hold"
-    assert way_of(torch.nn.Conv2d(1, 1, 3)) == "continuous"
+    assert resample_of(layers) == "dilate, fold, hold"
+    assert resample_of(torch.nn.Conv2d(1, 1, 3)) == "continuous"

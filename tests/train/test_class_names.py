@@ -10,7 +10,7 @@ from s4nd.train.checkpoint import load_model, read_checkpoint
 from s4nd.train.cli import main
 from s4nd.train.config import load_config
 from s4nd.train.data import build_dataset
-from s4nd.train.data.names import difference, listed, order_by_name
+from s4nd.train.data.names import difference, order_by_name
 from s4nd.train.engine import Trainer, train
 
 
@@ -144,7 +144,6 @@ def test_difference_is_short_and_names_what_differs():
     turned = [many[1], many[0], *many[2:]]
     assert difference(many, turned, "a", "b") == "another order: number 0 is class 0000 in a, class 0001 in b"
     assert difference(["x", "x"], ["x"], "a", "b") == "2 names in a, 1 in b, of which some are repeated"
-    assert listed(list("abcdef")) == "a, b, c, d, and 2 more"
 
 
 def test_order_by_name_is_a_permutation_of_the_same_names():

@@ -294,12 +294,12 @@ def test_losses_and_scores_are_summed_over_the_processes(trainer, monkeypatch):
     assert together.images == 4 * alone.images == 80 and together.accuracy >= 0.75
 
 
-def test_noise_of_a_step_follows_from_seed_epoch_step_process_and_part(trainer):
-    """But for the shares of mixup, which are those of the first process and part for all."""
+def test_noise_of_a_step_follows_from_seed_epoch_step_process_and_micro_batch(trainer):
+    """But for the shares of mixup, which are those of the first process and micro-batch for all."""
 
-    def noise(epoch, step, rank, part):
+    def noise(epoch, step, rank, micro_batch):
         trainer.learner.steps().rank = rank
-        trainer.learner.steps()._seed(epoch, step, part)
+        trainer.learner.steps()._seed(epoch, step, micro_batch)
         return torch.rand(1).item(), np.random.rand()  # noqa: NPY002  it is what Mixup draws from
 
     first, *later, other_process, other_part = (

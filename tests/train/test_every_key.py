@@ -854,7 +854,7 @@ def test_processes_mix_alike_what_is_of_a_whole_batch(config, mode, alike):
         run = Trainer(config("mixup=1.0", f"mixup_mode={mode}"), CPU)
         run.enter(0)
         place(run, rank, 1)
-        run.learner.steps()._seed(epoch=0, step=1, part=0)
+        run.learner.steps()._seed(epoch=0, step=1, micro_batch=0)
         return np.random.rand()  # noqa: NPY002
 
     assert (drawn(0) == drawn(1)) == alike and drawn(1) == drawn(1)
@@ -886,7 +886,7 @@ def test_amp(trainer, amp, dtype):
 
 
 def test_accumulate(trainer):
-    """The parts of a batch give its gradient, to the rounding of a sum of 16 terms in another order."""
+    """The micro-batches of a batch give its gradient, to the rounding of a sum of 16 terms in another order."""
     gradients = []
     for count in (1, 4):
         run, seen = trainer(f"accumulate={count}"), []

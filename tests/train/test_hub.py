@@ -150,7 +150,7 @@ def test_card_says_the_accuracies_that_are_of_these_weights(checkpoint, tmp_path
             dict(best=True),
             "on the test split, after epoch 3; it chose these weights among the epochs, which flatters them",
         ),
-        (dict(split="validation"), "on the validation part of the training images, after epoch 3."),
+        (dict(split="validation"), "on the validation split of the training images, after epoch 3."),
     ],
 )
 def test_card_says_what_chose_the_weights(checkpoint, tmp_path, about, said):

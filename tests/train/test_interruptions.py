@@ -253,17 +253,19 @@ def test_processes_of_which_one_is_ended_go_on_together(path, number, tmp_path):
     assert_same(states(tmp_path / "killed"), states(tmp_path / "left"))
 
 
-@pytest.mark.parametrize("count, batch, world, parts", [(40, 16, 2, 2), (40, 8, 1, 4), (33, 16, 2, 4), (64, 32, 4, 2)])
-def test_parts_of_a_batch_are_pairs_of_the_whole_one(count, batch, world, parts):
-    """Mixup pairs image i with image B - 1 - i of what it is given: of a part as of the whole batch."""
+@pytest.mark.parametrize(
+    "count, batch, world, micro_batches", [(40, 16, 2, 2), (40, 8, 1, 4), (33, 16, 2, 4), (64, 32, 4, 2)]
+)
+def test_micro_batches_are_pairs_of_the_whole_batch(count, batch, world, micro_batches):
+    """Mixup pairs image i with image B - 1 - i of what it is given: of a micro-batch as of the whole batch."""
     whole = np.array(share(shuffled(count, 3), batch, 0, 1)).reshape(-1, batch)
     pairs = [{frozenset(pair) for pair in zip(row, row[::-1], strict=True)} for row in whole.tolist()]
     found = [set() for _ in pairs]
     for rank in range(world):
-        own = np.array(share(shuffled(count, 3), batch, rank, world, parts=parts)).reshape(len(whole), parts, -1)
-        for step, row in enumerate(own):
-            for part in row.tolist():
-                found[step] |= {frozenset(pair) for pair in zip(part, part[::-1], strict=True)}
+        own = np.array(share(shuffled(count, 3), batch, rank, world, micro_batches=micro_batches))
+        for step, row in enumerate(own.reshape(len(whole), micro_batches, -1)):
+            for micro in row.tolist():
+                found[step] |= {frozenset(pair) for pair in zip(micro, micro[::-1], strict=True)}
     assert found == pairs
 
 

@@ -100,7 +100,7 @@ def test_mixing_waits_for_nothing(second_step, kind, task):
     assert waits.found == [] and len(waits.uploads) == 2
 
 
-def test_parts_of_a_batch_are_copied_each_and_wait_for_nothing(second_step):
+def test_micro_batches_are_copied_each_and_wait_for_nothing(second_step):
     waits = second_step("accumulate=2")
     assert waits.found == [] and waits.uploads == 2 * [(8, 3, 8, 8), (8,)]
 

@@ -284,7 +284,7 @@ def test_best_is_chosen_on_the_validation_part_and_every_place_says_so(write_con
     path = write_config()
     assert main(["train", str(path), f"data.root={root}", "data.val_fraction=0.25"]) == 0
     out = capsys.readouterr().out
-    assert "  validation " in out and "  test " not in out and "% of the validation part of the training images" in out
+    assert "  validation " in out and "  test " not in out and "% of the validation split of the training images" in out
     best = tmp_path / "run" / "conv_iso_tiny" / "best.safetensors"
     assert read_checkpoint(best)[2].split == "validation"
     record = json.loads((best.parent / "log.jsonl").read_text().splitlines()[0])

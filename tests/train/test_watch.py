@@ -1,7 +1,9 @@
 """What `s4nd watch` prints against the whole model on the same frames, read by the clips of testing; and what it refuses."""
 
 import re
+import weakref
 from fractions import Fraction
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from s4nd.train.checkpoint import Meta, load_model, save_checkpoint
 from s4nd.train.cli import main
 from s4nd.train.commands.watch import watch
 from s4nd.train.config import config_from_dict
-from s4nd.train.data import Clips, ClipSampling
+from s4nd.train.data import BadVideo, Clips, ClipSampling
 from s4nd.train.data.film import Film
+from s4nd.train.data.video import Video
 from s4nd.train.data.video_sets import ListedVideos
 from s4nd.train.model import build_model, to_input
 
@@ -113,13 +116,32 @@ def test_times_are_those_of_the_video_and_end_where_it_ends(checkpoint, tmp_path
 
 
 def test_memory_does_not_grow_with_the_video(checkpoint, video, monkeypatch):
-    from s4nd.train.commands import watch as module
+    """Of the decoded frames two at most are there at once: the one that the model sees, and the next one."""
+    made, there = [], []
+    frames = Video.frames
 
-    kept = []
-    read = module.read_frames
-    monkeypatch.setattr(module, "read_frames", lambda *args, **kwargs: kept.append(read(*args, **kwargs)))
+    def watched(self, indices):
+        for frame in frames(self, indices):
+            made.append(weakref.ref(frame))
+            there.append(sum(ref() is not None for ref in made))
+            yield frame
+
+    monkeypatch.setattr(Video, "frames", watched)
     watch(checkpoint(4, 4 * duration(video) / FRAMES), video, lambda *_: None)
-    assert kept[0].numel() == 0
+    assert len(there) == FRAMES and max(there) <= 2
+
+
+def test_answers_up_to_the_damage_are_shown(checkpoint, video, monkeypatch):
+    frames, shown = Video.frames, []
+
+    def damaged(self, indices):
+        yield from islice(frames(self, indices), 5)
+        raise BadVideo(self.path, "damaged")
+
+    monkeypatch.setattr(Video, "frames", damaged)
+    with pytest.raises(BadVideo, match="damaged"):
+        watch(checkpoint(4, 4 * duration(video) / FRAMES), video, lambda seconds, top: shown.append(seconds))
+    assert len(shown) == 2
 
 
 def test_video_that_breaks_off_is_an_error_that_names_it(checkpoint, shared, capsys):

@@ -1,4 +1,4 @@
-"""Checkpoints at several resolutions in one table, by every way to them, beside their control and what needs no model."""
+"""Checkpoints at several resolutions in one table, by every resampling method, beside their control and what needs no model."""
 
 import copy
 import sys
@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from s4nd import S4ND, set_resample
 from s4nd.models import hold_convolutions
 
-from ..about import of_data, of_weights, way_of
+from ..about import of_data, of_weights, resample_of
 from ..checkpoint import Meta, load_model, read_checkpoint
 from ..config import Config
 from ..data import LISTED_DATASETS, build_dataset
@@ -32,7 +33,7 @@ class Comparison:
         checkpoints: paths.
         sizes: pixels per side.
         frames: of a clip of unchanged duration; None: the checkpoint's.
-        resample: ways to the kernels of other sizes, a row each; None: the checkpoint's.
+        resample: resampling methods at other sizes, a row each; None: the checkpoint's.
         control: also a row of the same images resized to the trained size; restored ones are resized back.
         data, root: the data set, and its folder or file; None: the checkpoint's.
         limit: test images at most; None: the checkpoint's.
@@ -125,11 +126,8 @@ def _curves(
     curves: list[Curve],
     without: dict[str, Mapping[int, float]],
 ) -> None:
-    """Append the curve of a checkpoint, or for videos one for each of wanted.frames, and fill it size by size.
-
-    Also enter what needs no model: of a multi-label checkpoint what its majority is worth on the data, whatever the size, and
-    of one that restores images what they are worth as they are.
-    """
+    """Append the curve of a checkpoint, or for videos one for each of wanted.frames, and fill it size by size; enter what needs
+    no model on its data."""
     about = of_weights(path)
     model, config, meta = load_model(path)
     data = config.data
@@ -148,30 +146,26 @@ def _curves(
     settings |= {"transforms": data.transforms()} | place._asdict()
     sizes, trained_size = sorted(set(wanted.sizes)), config.stages[meta.stage].size
     deviations = {size: _noise(data.noise, size / trained_size if wanted.noise_density else 1) for size in sizes}
-    if meta.majority:
-        answer = meta.majority if order is None else [meta.majority[i] for i in order]
-        without[name] = dict.fromkeys(sizes, agreement(answer, dataset.labels))
-    if data.noise is not None:
-        without[name] = {}
-        for size, deviation in deviations.items():
-            without[name] |= evaluate_sizes(Unchanged(), dataset, [size], noise=deviation, **settings)
+    if figures := _without_model(meta, dataset, order, deviations, settings):
+        without[name] = figures
     for frames in sorted(set(wanted.frames or [data.frames])):
         sampling = data.sampling() and replace(data.sampling(), frames=frames)
         if sampling:
             print(f"{name}: {sampling.protocol()}", flush=True)
         row = f"{name}, {frames} frames" if wanted.frames else name
-        for way in wanted.resample or [None]:
+        for method in wanted.resample or [None]:
             try:
-                variant = _resampled(model, way, trained_size)
+                variant = _resampled(model, method, trained_size)
             except ValueError as error:  # of this model alone
-                print(f"{row}, {way}: {error}", flush=True)
+                print(f"{row}, {method}: {error}", flush=True)
                 continue
-            rows = {f"{row}, {way}" if way else row: None}
-            if wanted.control and way in (None, (wanted.resample or [None])[0]):  # all ways are one at the trained size
+            rows = {f"{row}, {method}" if method else row: None}
+            if wanted.control and method in (None, (wanted.resample or [None])[0]):  # at the trained size all are one
                 rows[f"{row}, control"] = trained_size
             for label, control in rows.items():
                 accuracy, refused = {}, {}
-                how = {"way": way or way_of(model), "control": control is not None, "frames": sampling and frames}
+                how = {"way": method or resample_of(model), "control": control is not None}
+                how |= {"frames": sampling and frames}
                 curves.append(Curve(label, trained_size, accuracy, refused, about | how))
                 for size, deviation in deviations.items():
                     of = {"sampling": sampling, "control": control, "noise": deviation}
@@ -180,6 +174,31 @@ def _curves(
                     except SizeRefused as error:
                         refused[size] = str(error)
                     _tell(label, size, accuracy, task, place)
+
+
+def _without_model(
+    meta: Meta,
+    dataset: ImageDataset | VideoDataset,
+    order: list[int] | None,
+    deviations: Mapping[int, float | None],
+    settings: Mapping[str, Any],
+) -> dict[int, float]:
+    """By size: of a multi-label checkpoint what its majority is worth on the data, whatever the size, and of one that restores
+    images what they are worth as they are; nothing of others.
+
+    Args:
+        order: of the checkpoint's answers, as those of the data.
+        deviations: of the noise, by size; None without.
+        settings: of `evaluate_sizes`.
+    """
+    if meta.majority:
+        answer = meta.majority if order is None else [meta.majority[i] for i in order]
+        return dict.fromkeys(deviations, agreement(answer, dataset.labels))
+    figures: dict[int, float] = {}
+    for size, deviation in deviations.items():
+        if deviation is not None:
+            figures |= evaluate_sizes(Unchanged(), dataset, [size], noise=deviation, **settings)
+    return figures
 
 
 def _noise(deviation: float | None, times: float) -> float | None:
@@ -226,18 +245,18 @@ def _data(
     return dataset, order
 
 
-def _resampled(model: torch.nn.Module, way: str | None, trained_size: int) -> torch.nn.Module:
-    """The model, or a copy that goes another way to sizes that it was not trained at."""
-    if way is None:
+def _resampled(model: torch.nn.Module, method: str | None, trained_size: int) -> torch.nn.Module:
+    """The model, or a copy that is resampled by another method at sizes that it was not trained at."""
+    if method is None:
         return model
-    if way in ("continuous", "fold") and not any(isinstance(module, S4ND) for module in model.modules()):
-        if way == "continuous":  # what convolutions do at any size
+    if method in ("continuous", "fold") and not any(isinstance(module, S4ND) for module in model.modules()):
+        if method == "continuous":  # what convolutions do at any size
             return model
         raise ValueError("left out: fold is for S4ND layers, of which it has none")
     model = copy.deepcopy(model)
-    if way not in ("continuous", "fold"):
+    if method not in ("continuous", "fold"):
         hold_convolutions(model, trained_size)
-    set_resample(model, way)
+    set_resample(model, method)
     return model
 
 

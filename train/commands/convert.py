@@ -15,22 +15,15 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
-from timm.models import is_model
 from torch import Tensor
 
+from s4nd.models.names import listed
 from s4nd.models.reference_weights import convert_reference, unused_keys
 
 from ..files import write_atomically
+from ..registry import LOADING_ARGS, check_registered
 
-# What would load weights or code from elsewhere, or make another kind of model.
-REFUSED_ARGS = (
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "checkpoint_path",
-    "cache_dir",
-    "features_only",
-)
+REFUSED_ARGS = (*LOADING_ARGS, "features_only")  # the last makes another kind of model
 
 
 @dataclass(frozen=True)
@@ -93,7 +86,7 @@ def read_reference(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: holds no state dict, neither alone nor under 'state_dict'")
     others = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if others:
-        raise ValueError(f"{path}: a state dict has names and tensors, got others under {', '.join(others[:8])}")
+        raise ValueError(f"{path}: a state dict has names and tensors, got others under {listed(others)}")
     return state
 
 
@@ -121,7 +114,7 @@ def _objects(path: Path) -> str:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # a damaged file, or one without names
         return ""
-    return f" ({', '.join(sorted(names)[:4])})" if names else ""
+    return f" ({listed(sorted(names))})" if names else ""
 
 
 def _first_line(error: Exception) -> str:
@@ -143,10 +136,7 @@ def _parsed(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _build(name: str, args: dict[str, Any]) -> torch.nn.Module:
-    if "/" in name or ":" in name or not is_model(name):  # names of hubs and folders would load code and weights
-        raise ValueError(
-            f"{name!r} is not a model of timm's registry; S4ND's are {', '.join(timm.list_models('s4nd_*'))}"
-        )
+    check_registered(name, "model")
     try:
         return timm.create_model(name, device="meta", **args)
     except TypeError as error:

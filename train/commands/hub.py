@@ -126,7 +126,7 @@ or, after `import s4nd.models`, `transformers.AutoModelForImageClassification.fr
         "any size that its layers can.",
         "usage": usage,
     }
-    of = "the validation part of the training images" if meta.split == "validation" else "the test split"
+    of = "the validation split of the training images" if meta.split == "validation" else "the test split"
     chosen = f"; it chose these weights among the epochs, which flatters them on {of}" if meta.best else ""
     rows = known_rows(Path(checkpoint), trained, meta.accuracy)
     sizes = f"\nIn %, by pixels per side:\n\n{accuracy_table(rows, trained)}" if rows else ""

@@ -4,7 +4,7 @@ The model sees one frame after the other, at the rate, size and brightness of it
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ from s4nd.models import Stream, stream
 from s4nd.models.convnext3d import TEMPORAL_PATCH
 
 from ..checkpoint import load_model
-from ..data import BadVideo, Clips
+from ..data import BadVideo, Clips, ClipSampling
 from ..data.clips import frames_at
-from ..data.video import read_frames
+from ..data.video import Video, as_images, open_video
 from ..data.video_sets import ListedVideos
 from ..model import to_input
 
@@ -63,59 +63,46 @@ def watch(
         raise FileNotFoundError(f"no video {video}")
     videos = ListedVideos(video.parent, meta.classes, [video.name], [0])
     view = Clips(videos, config.stages[meta.stage].size, sampling, train=False)
-    watcher = Watcher(run, view, lambda seconds, p: show(seconds, _likeliest(p, meta.classes, top)), every)
-    with frozen(model):
-        read_frames(video, watcher.pick, watcher.render, side=view.size)
-    watcher.finish()
+    last = None
+    with frozen(model), torch.no_grad(), open_video(video, view.size) as opened:
+        for number, (seconds, p) in enumerate(answers(run, view, opened), 1):
+            last = seconds, _likeliest(p, meta.classes, top)
+            if number % every == 0:
+                show(*last)
+                last = None
+    if last is not None:
+        show(*last)
 
 
-class Watcher:
-    """The two functions that `read_frames` calls, with the state of the model between them.
+def answers(run: Stream, view: Clips, video: Video) -> Iterator[tuple[float, Tensor]]:
+    """After every patch of frames the instant of the last one, in seconds, and the probabilities (num_classes,).
 
     Args:
         view: of the one video; says how it is sampled and rendered.
-        show: called with the instant in seconds and the probabilities (num_classes,).
     """
+    order, repeats = np.unique(seen_frames(video, view.sampling), return_counts=True)
+    share, state, seen = view.sampling.seconds / view.sampling.frames, None, 0
+    for frame, times in zip(video.frames(order), repeats, strict=True):
+        x = to_input(view.render(as_images([frame])), run.model, torch.device("cpu"))
+        for _ in range(times):
+            logits, state = run(x, state)
+            seen += 1
+            if seen % TEMPORAL_PATCH == 0:
+                yield (seen - 0.5) * share, logits[0].softmax(-1)
 
-    def __init__(self, run: Stream, view: Clips, show: Callable[[float, Tensor], None], every: int):
-        self.run, self.view, self.show, self.every = run, view, show, every
-        self.state, self.seen, self.waiting = None, 0, None
 
-    def pick(self, times: np.ndarray) -> np.ndarray:
-        """Frames (n,) of the file, each at the middle of its share of the time, as in training."""
-        path, sampling = self.view.dataset.paths[0], self.view.sampling
-        share = sampling.seconds / sampling.frames
-        n = math.ceil(times[-1] / share - 0.5)
-        if not TEMPORAL_PATCH <= n <= MAX_FRAMES:
-            rate = f"{sampling.frames / sampling.seconds:g} a second, the rate of the training"
-            raise BadVideo(path, f"{n} frames at {rate}; needed are {TEMPORAL_PATCH} to {MAX_FRAMES}")
-        indices = frames_at(times, (np.arange(n) + 0.5) * share)
-        self.repeats = iter(np.unique(indices, return_counts=True)[1])  # how often each frame is seen
-        return indices
+def seen_frames(video: Video, sampling: ClipSampling) -> np.ndarray:
+    """Frames (n,) of the file that the model sees, each at the middle of its share of the time, as in training.
 
-    @torch.no_grad()
-    def render(self, frames: Tensor) -> Tensor:
-        """The model sees the next frames (m, 3, H, W) uint8; nothing is left of them: (m, 3, 0, 0)."""
-        for frame in frames.unsqueeze(1):
-            x = to_input(self.view.render(frame), self.run.model, torch.device("cpu"))
-            for _ in range(next(self.repeats)):
-                logits, self.state = self.run(x, self.state)
-                self.seen += 1
-                if self.seen % TEMPORAL_PATCH == 0:
-                    self._answer(logits)
-        return frames[:, :, :0, :0]
-
-    def finish(self) -> None:
-        """Show the last answer, if it has not been."""
-        if self.waiting is not None:
-            self.show(*self.waiting)
-
-    def _answer(self, logits: Tensor) -> None:
-        sampling = self.view.sampling
-        self.waiting = (self.seen - 0.5) * sampling.seconds / sampling.frames, logits[0].softmax(-1)
-        if self.seen // TEMPORAL_PATCH % self.every == 0:
-            self.show(*self.waiting)
-            self.waiting = None
+    Raises:
+        BadVideo: it is too short or too long.
+    """
+    share = sampling.seconds / sampling.frames
+    n = math.ceil(video.times[-1] / share - 0.5)
+    if not TEMPORAL_PATCH <= n <= MAX_FRAMES:
+        rate = f"{sampling.frames / sampling.seconds:g} a second, the rate of the training"
+        raise BadVideo(video.path, f"{n} frames at {rate}; needed are {TEMPORAL_PATCH} to {MAX_FRAMES}")
+    return frames_at(video.times, (np.arange(n) + 0.5) * share)
 
 
 def _likeliest(p: Tensor, classes: list[str], top: int) -> Top:

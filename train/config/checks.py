@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from s4nd.nn.resolution import MODEL_RESAMPLE
 
 from ..data import MOTION, STREAMS, VIDEO_DATASETS, ClipSampling, ImageTransforms, Reading, reader_of
+from ..registry import LOADING_ARGS
 from .optimizers import problems_of_optimizer
 from .schedules import problems_of_schedule
 from .schema import Config, DataConfig
@@ -80,7 +81,7 @@ RESERVED_ARGS = {
     "img_size": "it is the size of the stage",
     "features_only": "a classifier is trained",
     **dict.fromkeys(
-        ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "model_name"),
+        (*LOADING_ARGS, "model_name"),
         "models are built from their name as drawn; init.weights names weights to begin with, a file or a shipped tag",
     ),
 }

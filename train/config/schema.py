@@ -97,7 +97,7 @@ class InitConfig:
 
 @dataclass
 class StageConfig:
-    """A part of the training at one resolution, with a learning-rate schedule of its own."""
+    """A stretch of the training at one resolution, with a learning-rate schedule of its own."""
 
     size: int = 16  # pixels per side, at which the model counts as trained
     sizes: list[int] | None = None  # of the training batches, one drawn for each; None: size
@@ -148,7 +148,7 @@ class Config:
     init: InitConfig = field(default_factory=InitConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    batch_size: int = 128  # images per step, over all processes and the parts that are accumulated
+    batch_size: int = 128  # images per step, over all processes and micro-batches
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of mixup; 0 is off
     cutmix: float = 0.0  # alpha of cutmix; 0 is off
@@ -157,8 +157,8 @@ class Config:
     mixup_mode: str = "batch"  # what is drawn once: batch, pair or elem
     ema: float | None = None  # decay per step of the averaged weights; None is off
     amp: str = "none"  # none, bf16 or fp16
-    parallel: str = "ddp"  # of several processes: each holds all weights, or "fsdp", its part of them
-    accumulate: int = 1  # parts of a batch whose gradients are added before a step: as many times less memory
+    parallel: str = "ddp"  # of several processes: each holds all weights, or "fsdp", its shard of them
+    accumulate: int = 1  # micro-batches of a batch, whose gradients are added before a step: as many times less memory
     channels_last: bool = False  # memory layout of images and weights; faster for convolutions on GPUs and some CPUs
     compile: bool = False  # torch.compile
     distribute_bn: str | None = None  # of batch norms, statistics of the first process; "reduce": the mean over them

@@ -2,7 +2,7 @@
 
 build_dataset       a data set by name: photos (embedded), cifar10, cifar100, parquet, folder, csv, celeba; wds/NAME, hfds/NAME,
                     hfids/NAME; video, hmdb51, ucf101
-split_off           a part of the training images for validation
+split_off           a validation split of the training images
 make_loader         batches of one epoch after the other at one size; uint8, normalised later on the device
 Rendering           what becomes of images or clips on the way
 Resized, Augmented  the views of images behind it: rendering, flips and shifts; timm's random transforms
@@ -26,7 +26,7 @@ from .augmented import Augmented
 from .celeba import Celeba
 from .cifar import Cifar
 from .clips import Clips, ClipSampling
-from .dataset import BalancedPart, Cached, ImageDataset, split_off
+from .dataset import BalancedSubset, Cached, ImageDataset, split_off
 from .film import require_av
 from .folder import Folder
 from .hugging_face import HuggingFace, HuggingFaceStream
@@ -150,5 +150,5 @@ def build_dataset(
     else:
         dataset = LISTED_DATASETS[name](root, split, lists, official_split)
     if limit is not None:
-        dataset = BalancedPart(dataset, limit)
+        dataset = BalancedSubset(dataset, limit)
     return Cached(dataset) if name in ("parquet", "folder", "csv", "celeba") or reader == "hfds" else dataset

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from s4nd.models.names import listed
+
 from .dataset import ImageDataset
 from .folder import is_hidden
 from .images import read_image
@@ -63,7 +65,7 @@ class CsvList(AttributeImages):
         path = root / f"{split}.csv"
         if not path.is_file():
             there = sorted(entry.name for entry in root.iterdir() if not is_hidden(entry.name)) if root.is_dir() else []
-            raise FileNotFoundError(f"images with a list need {path}; in {root}: {', '.join(there[:8]) or 'nothing'}")
+            raise FileNotFoundError(f"images with a list need {path}; in {root}: {listed(there, 8) or 'nothing'}")
         rows = csv_rows(path)
         where, header = next(rows, (f"{path}: line 1", []))
         if header[:1] != ["file"]:

@@ -6,16 +6,16 @@ from pathlib import Path
 from .attributes import AttributeImages, add_file, checked_attributes
 
 ATTRIBUTES, PARTITION, IMAGES = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
-PARTS = {"train": "0", "test": "2"}  # 1, the official validation part, is in neither split
+PARTITIONS = {"train": "0", "test": "2"}  # 1, the official validation partition, is in neither split
 SIGNS = {"1": 1, "-1": 0}
 
 
 class Celeba(AttributeImages):
     """One split of the aligned images, 178 x 218 pixels, of which the central square is seen as of every image.
 
-    Training is the official part 0, testing part 2; part 1 is not used. A folder may hold some of the images only, and lists
-    of some of them. The two lists must be of the same images. The attributes are those of the list, in its order, with -1
-    for 0.
+    Training is the official partition 0, testing partition 2; partition 1 is not used. A folder may hold some of the images
+    only, and lists of some of them. The two lists must be of the same images. The attributes are those of the list, in its
+    order, with -1 for 0.
 
     Args:
         root: holds list_attr_celeba.txt, list_eval_partition.txt and img_align_celeba/.
@@ -28,15 +28,15 @@ class Celeba(AttributeImages):
     def __init__(self, root: str | Path, split: str):
         root = Path(root)
         classes, labels = read_attributes(root / ATTRIBUTES)
-        parts = read_partition(root / PARTITION)
-        alone = sorted(labels.keys() ^ parts.keys())
+        partitions = read_partitions(root / PARTITION)
+        alone = sorted(labels.keys() ^ partitions.keys())
         if alone:
             only = ATTRIBUTES if alone[0] in labels else PARTITION
             raise ValueError(
                 f"{root}: {ATTRIBUTES} and {PARTITION} must list the same images, got {len(alone)} that are in one of them "
                 f"only, such as {alone[0]} in {only}"
             )
-        files = [file for file in labels if parts[file] == PARTS[split]]
+        files = [file for file in labels if partitions[file] == PARTITIONS[split]]
         super().__init__(root / IMAGES, root / PARTITION, classes, files, [labels[file] for file in files])
 
 
@@ -62,15 +62,15 @@ def read_attributes(path: Path) -> tuple[list[str], dict[str, list[int]]]:
     return classes, labels
 
 
-def read_partition(path: Path) -> dict[str, str]:
-    """The part of each image, 0, 1 or 2."""
-    seen, parts = {}, {}
-    for where, (file, *part) in lines(path):
+def read_partitions(path: Path) -> dict[str, str]:
+    """That of each image, 0, 1 or 2."""
+    seen, partitions = {}, {}
+    for where, (file, *partition) in lines(path):
         add_file(file, where, seen, folders=False)
-        if part not in (["0"], ["1"], ["2"]):
-            raise ValueError(f"{where} must be FILE and 0, 1 or 2, got {' '.join([file, *part])[:80]!r}")
-        parts[file] = part[0]
-    return parts
+        if partition not in (["0"], ["1"], ["2"]):
+            raise ValueError(f"{where} must be FILE and 0, 1 or 2, got {' '.join([file, *partition])[:80]!r}")
+        partitions[file] = partition[0]
+    return partitions
 
 
 def lines(path: Path) -> Iterator[tuple[str, list[str]]]:

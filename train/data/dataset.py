@@ -1,4 +1,4 @@
-"""What a data set is here, and views of one: parts of it, and one that remembers decoded images."""
+"""What a data set is here, and views of one: subsets, and one that remembers decoded images."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ class ImageDataset(Dataset):
     Attributes:
         classes: names of the classes, a label being an index into them; or of attributes that an image has or has not.
         labels: known without decoding an image: (len(dataset),) int64; or (len(dataset), len(classes)) uint8 of 0 and 1, which
-            makes the task multi-label (see train/task.py).
+            makes the task multi-label (see train/task/__init__.py).
     """
 
     classes: list[str]
@@ -52,7 +52,7 @@ def balanced_order(labels: np.ndarray) -> np.ndarray:
     return order[np.argsort(turn, kind="stable")]
 
 
-class Part(ImageDataset):
+class Subset(ImageDataset):
     """Some images (or videos) of a data set, by their indices."""
 
     def __init__(self, dataset: ImageDataset, indices: np.ndarray):
@@ -63,8 +63,8 @@ class Part(ImageDataset):
         return self.dataset[int(self.indices[index])]
 
 
-class BalancedPart(Part):
-    """The first `limit` images of a data set in `balanced_order`: a smaller part is contained in a larger one."""
+class BalancedSubset(Subset):
+    """The first `limit` images of a data set in `balanced_order`: a smaller subset is contained in a larger one."""
 
     def __init__(self, dataset: ImageDataset, limit: int):
         if limit < 1:
@@ -72,7 +72,7 @@ class BalancedPart(Part):
         super().__init__(dataset, balanced_order(dataset.labels)[:limit])
 
 
-def split_off(dataset: ImageDataset, fraction: float) -> tuple[Part, Part]:
+def split_off(dataset: ImageDataset, fraction: float) -> tuple[Subset, Subset]:
     """A data set without, and only, this fraction of each class (rounded), or of all images with attributes; always the same.
 
     Raises:
@@ -90,7 +90,7 @@ def split_off(dataset: ImageDataset, fraction: float) -> tuple[Part, Part]:
     aside = number < np.round(fraction * counts)
     if aside.all() or not aside.any():
         raise ValueError(f"a fraction of {fraction:g} of {len(order)} images leaves {aside.sum()} and {(~aside).sum()}")
-    return Part(dataset, np.sort(order[~aside])), Part(dataset, np.sort(order[aside]))
+    return Subset(dataset, np.sort(order[~aside])), Subset(dataset, np.sort(order[aside]))
 
 
 class Cached(ImageDataset):

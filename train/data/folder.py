@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from s4nd.models.names import listed
+
 from .dataset import ImageDataset
 from .images import read_image
-from .names import listed
 
 FOLDERS = {"train": ("train",), "test": ("val", "test")}
 # What macOS, network storage, Windows, file systems and Python leave in folders; in lower case.
@@ -88,7 +89,7 @@ def find_split(root: Path, split: str, kind: str, extensions: tuple[str, ...]) -
         if (root / name).is_dir():
             return root / name
     there = sorted(path.name for path in root.iterdir() if not is_hidden(path.name)) if root.is_dir() else None
-    found = "no such folder" if there is None else ", ".join(there[:8]) or "nothing"
+    found = "no such folder" if there is None else listed(there, 8) or "nothing"
     needed = " or ".join(f"{root / name}/CLASS/*{extensions[0]}" for name in FOLDERS[split])
     raise FileNotFoundError(
         f"{kind} folders for {split} must be {needed} ({', '.join(extensions)}); in {root}: {found}"

@@ -128,7 +128,7 @@ def make_loader(
     prefetch: int = 2,
     rank: int = 0,
     world_size: int = 1,
-    parts: int = 1,
+    micro_batches: int = 1,
     skip_bad: bool | None = None,
 ) -> ImageLoader:
     """The batches of one process, in one epoch after the other: see `ImageLoader.set_epoch`.
@@ -147,7 +147,7 @@ def make_loader(
         workers: processes that read and render, from the first iteration on as long as the loader is there.
         prefetch: batches that each of them has ready.
         rank, world_size: this process and the number of them.
-        parts: in which a training batch is to be run, see `share`.
+        micro_batches: in which a training batch is to be run, see `share`.
         skip_bad: leave out images that cannot be read, and report them; otherwise they raise BadImage. Default: `train`.
     """
     rendering = rendering or Rendering()
@@ -156,7 +156,7 @@ def make_loader(
     skip_bad = train if skip_bad is None else skip_bad
     place = {"rank": rank, "world_size": world_size}
     if train:
-        sharing = {"parts": parts, "repeats": rendering.transforms.aug_repeats} | place
+        sharing = {"micro_batches": micro_batches, "repeats": rendering.transforms.aug_repeats} | place
         shuffle = dataset.shuffled if isinstance(dataset, Stream) else partial(shuffled, len(dataset))
         order = Shuffled(shuffle, sizes or [size], batch_size, seed, **sharing)
     else:

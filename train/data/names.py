@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-SHOWN = 4  # names in a message, of 1,000 classes
+from s4nd.models.names import listed
 
 
 def difference(ours: Sequence[str], theirs: Sequence[str], us: str, them: str) -> str:
@@ -31,9 +31,3 @@ def order_by_name(wanted: Sequence[str], found: Sequence[str]) -> list[int] | No
     if len(wanted) != len(found) or not len(found) == len(places) == len({*wanted} & {*found}):
         return None
     return [places[name] for name in wanted]
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

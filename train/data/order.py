@@ -78,7 +78,7 @@ class Shuffled(Order):
         shuffle: an order (count,) of all items, from a seed.
         sizes: one of which is drawn for each batch.
         batch_size: of this process.
-        sharing: rank, world_size, parts and repeats of `share`.
+        sharing: rank, world_size, micro_batches and repeats of `share`.
     """
 
     def __init__(
@@ -103,8 +103,10 @@ def shuffled(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def share(order: Tensor, batch_size: int, rank: int, world_size: int, parts: int = 1, repeats: int = 1) -> list[int]:
-    """The images that a process trains on in an epoch, in their order: its part of every batch of all processes.
+def share(
+    order: Tensor, batch_size: int, rank: int, world_size: int, micro_batches: int = 1, repeats: int = 1
+) -> list[int]:
+    """The images that a process trains on in an epoch, in their order: its share of every batch of all processes.
 
     Where a batch divides evenly into pairs of its i-th image from the start and from the end, which is how mixup pairs them,
     both are in one process, in an order in which they are paired again. So several processes mix what a single one mixes.
@@ -112,7 +114,7 @@ def share(order: Tensor, batch_size: int, rank: int, world_size: int, parts: int
     Args:
         order: (count,) all images.
         batch_size: of all processes; images at the end that do not fill one are left out, unless they are the only ones.
-        parts: of each process's batch, one after the other, which mix as if they were of processes of their own.
+        micro_batches: of each process's batch, one after the other, which mix as if they were of processes of their own.
         repeats: of each image, one after the other, `i + r * count` for the r-th of image i: mostly in one batch, and in
             different processes. The epoch is no longer for it: fewer images are in it, as with timm's RepeatAugSampler.
     """
@@ -123,10 +125,11 @@ def share(order: Tensor, batch_size: int, rank: int, world_size: int, parts: int
         order[: count // batch_size * batch_size] if count >= batch_size else order[torch.arange(batch_size) % count]
     )
     place = torch.arange(batch_size)
-    parts = parts if batch_size % (world_size * parts) == 0 else 1
-    sharers = world_size * parts
+    if batch_size % (world_size * micro_batches):
+        micro_batches = 1
+    sharers = world_size * micro_batches
     owner = torch.minimum(place, batch_size - 1 - place) if batch_size % (2 * sharers) == 0 else place
-    mine = [place[owner % sharers == rank * parts + part] for part in range(parts)]
+    mine = [place[owner % sharers == rank * micro_batches + i] for i in range(micro_batches)]
     return order.view(-1, batch_size)[:, torch.cat(mine)].flatten().tolist()
 
 

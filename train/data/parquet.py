@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from s4nd.models.names import listed
+
 from .dataset import ImageDataset
 from .folder import is_hidden
 from .images import BadImage, decode
@@ -83,7 +85,7 @@ def find_files(root: Path, split: str) -> list[Path]:
             if files:  # a link to one of them is no other file
                 return sorted(files.values())
     there = sorted(path.name for path in root.iterdir() if not is_hidden(path.name)) if root.is_dir() else None
-    found = "no such folder" if there is None else ", ".join(there[:8]) or "nothing"
+    found = "no such folder" if there is None else listed(there, 8) or "nothing"
     needed = " or ".join(f"{name}*.parquet" for name in PATTERNS[split])
     raise FileNotFoundError(f"parquet data for {split} must be {root}/{needed}, or in {root}/data; in {root}: {found}")
 

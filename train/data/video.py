@@ -1,7 +1,7 @@
 """Decoding of video files from outside, which are never trusted."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -28,19 +28,38 @@ def read_frames(
     render: Callable[[Tensor], Tensor],
     side: int,
 ) -> Tensor:
-    """Frames of a video as a player shows them, upright and of square pixels, each decoded once and in the order of time.
+    """Frames of a video, each decoded once.
 
     Args:
-        pick: from times (count + 1,) in seconds, frame i being shown from times[i] to times[i + 1] and times[0] = 0, to indices
-            (n,) in any order, repeated or not; those beyond the ends are taken as the ends.
+        pick: from `Video.times` to indices (n,) in any order, repeated or not; those beyond the ends are taken as the ends.
         render: (m, 3, H, W) uint8 -> (m, 3, h, w), called on some frames at a time.
-        side: frames of more than MAX_PIXELS get this shorter side, if that makes them smaller.
+        side: see `open_video`.
 
     Returns:
         (n, 3, h, w), as rendered.
 
     Raises:
-        BadVideo: not a video, damaged or truncated.
+        BadVideo, ImportError: as `open_video`.
+    """
+    with open_video(path, side) as video:
+        indices = pick(video.times).clip(0, len(video.times) - 2)
+        order, back = np.unique(indices, return_inverse=True)
+        decoded, rendered = video.frames(order), []
+        while some := list(islice(decoded, AT_ONCE)):
+            rendered.append(render(as_images(some)))
+    frames = torch.cat(rendered)
+    return frames if len(order) == len(indices) and (np.diff(indices) > 0).all() else frames[torch.from_numpy(back)]
+
+
+@contextmanager
+def open_video(path: str | Path, side: int) -> Iterator["Video"]:
+    """A video file, open as long as this lasts.
+
+    Args:
+        side: frames of more than MAX_PIXELS get this shorter side, if that makes them smaller.
+
+    Raises:
+        BadVideo: not a video, damaged or truncated; also while frames are read.
         ImportError: PyAV is not installed.
     """
     av = require_av()
@@ -52,15 +71,32 @@ def read_frames(
     with film:
         with _told_of(path):
             picture = Picture(film.pixel_aspect, side)
-        indices = pick(film.times).clip(0, len(film.times) - 2)
-        order, back = np.unique(indices, return_inverse=True)
-        frames, parts = film.frames(order), []
-        while sum(map(len, parts)) < len(order):
-            with _told_of(path):
-                pixels = np.stack([picture(frame) for frame in islice(frames, AT_ONCE)])  # (m, H, W, 3)
-            parts.append(render(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
-    frames = torch.cat(parts)
-    return frames if len(order) == len(indices) and (np.diff(indices) > 0).all() else frames[torch.from_numpy(back)]
+        yield Video(path, film, picture)
+
+
+class Video:
+    """The frames of a file as a player shows them, upright and of square pixels, in the order of time.
+
+    Attributes:
+        times: (count + 1,) seconds, frame i being shown from times[i] to times[i + 1] and times[0] = 0.
+    """
+
+    def __init__(self, path: str | Path, film: Film, picture: "Picture"):
+        self.path, self.film, self.picture = path, film, picture
+        self.times = film.times
+
+    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 of each of the indices (m,), which increase; decoded as they are asked for."""
+        decoded = self.film.frames(indices)
+        for _ in indices:
+            with _told_of(self.path):
+                frame = self.picture(next(decoded))
+            yield frame
+
+
+def as_images(frames: Sequence[np.ndarray]) -> Tensor:
+    """Frames (H, W, 3) as (m, 3, H, W)."""
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
 class Picture:
@@ -68,7 +104,7 @@ class Picture:
 
     Args:
         pixel_aspect: width of a pixel in units of its height.
-        side: see `read_frames`.
+        side: see `open_video`.
     """
 
     def __init__(self, pixel_aspect: float, side: int):

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from s4nd.models.names import listed
+
 from .folder import Folder
 
 HMDB51_TAGS = {"train": "1", "test": "2"}  # 0: not used in that split
@@ -50,16 +52,14 @@ class ListedVideos(VideoDataset):
         labels: class of each, as an index into `classes`.
 
     Raises:
-        FileNotFoundError: some of them are absent; says how many, and names the first.
+        FileNotFoundError: some of them are absent; says how many, and names the first few.
     """
 
     def __init__(self, root: Path, classes: list[str], files: list[str], labels: list[int]):
         absent = [file for file in files if not (root / file).is_file()]
         if absent:
-            some = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-            raise FileNotFoundError(
-                f"{len(absent)} of the {len(files)} videos of the split are not in {root}, which must hold CLASS/FILE: {some}"
-            )
+            where = f"{len(absent)} of the {len(files)} videos of the split are not in {root}"
+            raise FileNotFoundError(f"{where}, which must hold CLASS/FILE: {listed(absent)}")
         self.classes = classes
         self.paths = np.array([str(root / file) for file in files])
         self.labels = np.array(labels, dtype=np.int64)
@@ -80,7 +80,7 @@ class UCF101(ListedVideos):
 
 
 def hmdb51_lists(lists: Path, split: str, official_split: int) -> tuple[list[str], list[str], list[int]]:
-    """Classes, CLASS/FILE and label of every video of one part of an official split.
+    """Classes, CLASS/FILE and label of every video for training, or for testing, of an official split.
 
     Raises:
         FileNotFoundError: there is no split file of that number.

@@ -54,7 +54,7 @@ def test_real_images_are_seen_as_their_central_square(shared):
     assert all(torch.equal(image, data[i][0][:, 20:198]) for i, image in enumerate(images))
 
 
-def test_splits_are_the_official_parts_and_the_validation_part_is_in_neither(write):
+def test_splits_are_the_official_partitions_and_that_for_validation_is_in_neither(write):
     root = write()
     train, test = Celeba(root, "train"), Celeba(root, "test")
     assert [path[-5:] for path in train.paths] == ["0.jpg", "3.jpg"] and train.labels.tolist() == [[0, 1], [0, 0]]

@@ -1,4 +1,4 @@
-"""Data sets by name, balanced parts and the cache, against counting by hand."""
+"""Data sets by name, balanced subsets and the cache, against counting by hand."""
 
 import pickle
 from itertools import pairwise
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from s4nd.train.data import DATASETS, build_dataset
-from s4nd.train.data.dataset import BalancedPart, Cached, balanced_order
+from s4nd.train.data.dataset import BalancedSubset, Cached, balanced_order
 
 
 def test_every_beginning_of_the_balanced_order_is_balanced():
@@ -32,8 +32,8 @@ def test_smaller_part_is_contained_in_a_larger_one(image_tree):
     assert len(parts[-1]) == 4
 
 
-def test_part_returns_the_items_it_names(numbered):
-    part = BalancedPart(numbered(20), 5)
+def test_subset_returns_the_items_it_names(numbered):
+    part = BalancedSubset(numbered(20), 5)
     assert [part[i][1] for i in range(5)] == part.labels.tolist() == part.indices.tolist()
 
 

@@ -310,7 +310,7 @@ def test_without_webdataset_the_extra_is_named(tmp_path, monkeypatch):
 def test_real_photographs_in_shards_are_those_of_the_folder(shared, tmp_path, tar):
     """Of Imagenette, in the order of the folder."""
     pytest.importorskip("webdataset", reason="needs the extra: pip install 's4nd[wds]'")
-    from s4nd.train.data.dataset import Part
+    from s4nd.train.data.dataset import Subset
 
     folder = build_dataset("folder", shared / "data" / "imagefolder" / "imagenette", "test").dataset
     chosen = list(range(0, len(folder), 40))
@@ -324,7 +324,7 @@ def test_real_photographs_in_shards_are_those_of_the_folder(shared, tmp_path, ta
         "wds/x", tmp_path, "test", reading=Reading(test_split="val.tar", class_map=str(tmp_path / "names.txt"))
     )
     one = make_loader(data, 48, 5, train=False)
-    other = make_loader(Part(folder, torch.tensor(chosen).numpy()), 48, 5, train=False)
+    other = make_loader(Subset(folder, torch.tensor(chosen).numpy()), 48, 5, train=False)
     assert data.classes == folder.classes
     pairs = list(zip(one, other, strict=True))
     assert pairs and all(torch.equal(x, y) for pair in pairs for x, y in zip(*pair, strict=True))
