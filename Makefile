@@ -1,10 +1,10 @@
-# Two commands for a fresh clone with nothing installed but Python: `make demo` and `make test`.
+# Two commands for a fresh clone with nothing installed but Python: `make demo` and `make test`. `make docs` builds the site.
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 
 # Train on photographs at 16 x 16, then see what is left at 16 to 64: S4ND beside its convolutional twin.
 demo: .venv/demo.stamp
@@ -24,6 +24,10 @@ lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The site, in site/: a warning is an error. (With --quiet mkdocs counts no warnings.)
+docs: .venv/docs.stamp
+	$(BIN)/python -m mkdocs build --strict
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -35,3 +39,7 @@ lint: .venv/test.stamp
 .venv/test.stamp: setup.py pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[demo,dev]"
 	touch $@ .venv/demo.stamp
+
+.venv/docs.stamp: setup.py pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[docs]"
+	touch $@

@@ -39,6 +39,7 @@ setup(
         "hf": ["datasets>=4.0"],  # the first that runs no code of a data set
         "demo": ["scikit-image>=0.22", "matplotlib>=3.8", "pyarrow>=15.0"],
         "wandb": ["wandb>=0.31"],  # with an end to waiting for the network
+        "docs": ["mkdocs-material>=9.7", "mkdocstrings-python>=2.0", "ruff>=0.6"],  # ruff wraps signatures
         "dev": [
             "av>=17.0",
             "decord2>=3.0",

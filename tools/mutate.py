@@ -27,7 +27,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build", "dist")
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build", "dist", "site")
 # What takes most of the time of a small test. It is imported once: each run is a fork, which imports the product anew.
 LIBRARIES = ("torch", "timm", "torchvision", "omegaconf", "safetensors.torch", "torch.utils.tensorboard")
 OPTIONS = ["-x", "-q", "-p", "no:cacheprovider"]

@@ -25,7 +25,7 @@ def images(height, width, channels=3):
 
 
 def sequence(x, steps):
-    """(B, channels of a step, L): step by step, as the README says it."""
+    """(B, channels of a step, L): step by step, as docs/guide/images.md says it."""
     _, channels, height, width = x.shape
     if steps == "pixel":
         each = [x[:, :, i, j] for i in range(height) for j in range(width)]

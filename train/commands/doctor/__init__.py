@@ -77,7 +77,7 @@ def _requirements() -> tuple[list[str], list[str]]:
     seen = {r.name for r in required}
     optional = []
     for extra in about.get_all("Provides-Extra") or ():
-        for r in requirements if extra != "dev" else ():  # what only the tests use
+        for r in requirements if extra not in ("dev", "docs") else ():  # what only the tests and the site use
             if r.name not in seen and r.marker and r.marker.evaluate({"extra": extra}):
                 seen.add(r.name)
                 optional.append(f"{r.name}{r.specifier}: pip install 's4nd[{extra}]'")
