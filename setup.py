@@ -47,6 +47,7 @@ setup(
         {*FOLDERS, *(f"{top}.{name}" for top, folder in FOLDERS.items() for name in find_packages(folder))}
     ),
     package_dir=FOLDERS,
+    # py.typed is packed by setuptools itself, from 69 on.
     package_data={"s4nd": ["py.typed"], "s4nd.models": ["weights/*.safetensors", "weights/*.md"]},
     install_requires=[
         "torch>=2.7",  # the first with torch.compiler.is_exporting

@@ -89,3 +89,6 @@ def test_what_it_tells_to_run_and_to_read_is_there():
     assert set(re.findall(r'mutate\.py --only "(.*?)"', TEXT)) <= names
     paths = re.findall(r"`((?:s4nd|models|train|tests|tools|\.ci)(?:/[\w.]+)*/?)`", TEXT)
     assert len(paths) > 15 and [path for path in paths if not (ROOT / path).exists() and path != "s4nd"] == []
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/nn/kernels").glob("test_*.py"))
+    named = re.findall(r"`((?:test|dense)_\w+)`", TEXT)
+    assert len(named) == 2 and [name for name in named if f"def {name}(" not in tests] == []
