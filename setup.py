@@ -1,22 +1,54 @@
-"""Packaging: s4nd, with models/ and train/ inside it as s4nd.models and s4nd.train through the symlinks in s4nd/."""
+"""Packaging: s4nd, with the folders models/ and train/ inside it as s4nd.models and s4nd.train.
+
+The links s4nd/models and s4nd/train say the same to whoever imports from a checkout; to build and install, nothing needs them.
+"""
 
 import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-INIT = Path(__file__).with_name("s4nd") / "__init__.py"
+HERE = Path(__file__).parent
+INIT = HERE / "s4nd" / "__init__.py"
 VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"), re.MULTILINE).group(1)
+FOLDERS = {"s4nd": "s4nd", "s4nd.models": "models", "s4nd.train": "train"}
 
 setup(
     name="s4nd",
     version=VERSION,
     description="S4ND: continuous global convolutions for images and videos, as PyTorch layers and timm models",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The S4ND library's authors",
+    project_urls={"Paper": "https://arxiv.org/abs/2210.06583"},
+    keywords=[
+        "state space models",
+        "S4ND",
+        "S4",
+        "timm",
+        "image classification",
+        "video classification",
+        "convolution",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=find_packages(include=["s4nd", "s4nd.*"]),
-    package_data={"s4nd.models": ["weights/*.safetensors", "weights/*.md"]},
+    packages=sorted(
+        {*FOLDERS, *(f"{top}.{name}" for top, folder in FOLDERS.items() for name in find_packages(folder))}
+    ),
+    package_dir=FOLDERS,
+    # py.typed is packed by setuptools itself, from 69 on.
+    package_data={"s4nd": ["py.typed"], "s4nd.models": ["weights/*.safetensors", "weights/*.md"]},
     install_requires=[
         "torch>=2.7",  # the first with torch.compiler.is_exporting
         "torchvision>=0.22",
@@ -48,6 +80,7 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.6",
             "setuptools>=70.1",
+            "packaging>=24.2",  # the first that knows the metadata of today's wheels
             "pykeops>=2.2",
             'triton>=3.3; platform_system == "Linux"',  # comes with torch, but not with its builds for CPUs
             "onnx>=1.17",

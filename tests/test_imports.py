@@ -17,7 +17,7 @@ LAYERS = {
     "s4nd.ssm": {"s4nd.ssm", "s4nd.ops"},
     "s4nd.conv": {"s4nd.conv", "s4nd.ops"},
     "s4nd.nn": {"s4nd.nn", "s4nd.conv", "s4nd.ssm", "s4nd.ops"},
-    "s4nd": {"s4nd.nn", "s4nd.conv", "s4nd.ssm", "s4nd.ops"},
+    "s4nd": {"s4nd", "s4nd.nn", "s4nd.conv", "s4nd.ssm", "s4nd.ops"},
     "s4nd.models": {"s4nd.models", "s4nd", "s4nd.nn", "s4nd.conv", "s4nd.ssm", "s4nd.ops"},
     "s4nd.train": {"s4nd.train", "s4nd.models", "s4nd", "s4nd.nn", "s4nd.conv", "s4nd.ssm", "s4nd.ops"},
 }

@@ -1,4 +1,5 @@
-"""The wheel, installed in an environment of its own, against the promise that s4nd works without the checkout."""
+"""The source distribution and its wheel, installed in an environment of its own, against the promise that s4nd works without
+the checkout, and comes of one that has no symbolic links."""
 
 import json
 import os
@@ -13,11 +14,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from packaging.metadata import Metadata
 
-import s4nd.models  # noqa: F401  registers S4ND's models with timm
+import s4nd.models  # registers S4ND's models with timm
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGING = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "s4nd", "models", "train"]
+PAGES = ["README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"]
+PACKAGING = ["setup.py", "pyproject.toml", "MANIFEST.in", *PAGES, "s4nd", "models", "train"]
+LINKS = ("models", "train")
 IMPORT_ALL = """
 import importlib, pkgutil, s4nd
 names = ["s4nd", *(m.name for m in pkgutil.walk_packages(s4nd.__path__, "s4nd."))]
@@ -41,10 +45,24 @@ def run(*command, cwd):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def build(hook, source, folder):
+    """What `python -m build` and pip ask the build backend for: sdist or editable. The path of the file that it makes."""
+    code = f"import setuptools.build_meta as backend; backend.build_{hook}({str(folder)!r})"
+    run(sys.executable, "-c", code, cwd=source)
+    (path,) = folder.iterdir()
+    return path
+
+
+def names_in(sdist):
+    """Paths in a source distribution, below its one folder; what is not a file or folder is refused."""
+    with tarfile.open(sdist) as tar:
+        assert all(member.isfile() or member.isdir() for member in tar)
+        return {member.name.partition("/")[2] for member in tar if member.isfile()}
+
+
+def copied(folder, links):
     """A copy to build from: a build leaves files behind that a later one would pack again."""
-    source = tmp_path_factory.mktemp("sources") / "source"
+    source = folder / "source"
     source.mkdir()
     for name in PACKAGING:
         if (ROOT / name).is_dir():
@@ -52,14 +70,30 @@ def source(tmp_path_factory):
             shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
         elif (ROOT / name).exists():
             shutil.copy(ROOT / name, source / name)
+    for name in () if links else LINKS:  # as git leaves them where it makes no symbolic links
+        (source / "s4nd" / name).unlink()
+        (source / "s4nd" / name).write_text(f"../{name}")
+    (source / "tests").mkdir()
+    (source / "tests" / "test_of_the_checkout.py").touch()
     return source
 
 
 @pytest.fixture(scope="module")
-def wheel(source, tmp_path_factory):
+def source(tmp_path_factory):
+    """A checkout without symbolic links."""
+    return copied(tmp_path_factory.mktemp("sources"), links=False)
+
+
+@pytest.fixture(scope="module")
+def sdist(source, tmp_path_factory):
+    return build("sdist", source, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation"]
-    run(*pip, "--wheel-dir", folder, source, cwd=folder)
+    run(*pip, "--wheel-dir", folder, sdist, cwd=folder)
     (path,) = folder.glob("*.whl")
     return path
 
@@ -83,13 +117,48 @@ def test_wheel_holds_one_top_level_package(wheel):
     assert {f"s4nd/{source}" for source in sources} <= set(names)
 
 
-def test_wheel_and_source_distribution_hold_the_weights_and_their_cards(wheel, source, tmp_path):
-    shipped = {f"s4nd/models/weights/{path.name}" for path in (ROOT / "models/weights").iterdir()}
-    assert len(shipped) == 4 and shipped <= set(zipfile.ZipFile(wheel).namelist())
-    run(sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", tmp_path, cwd=source)
-    (path,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(path) as tar:
-        assert shipped <= {name.partition("/")[2] for name in tar.getnames()}
+def test_wheel_and_source_distribution_hold_the_weights_and_their_cards(wheel, sdist):
+    shipped = {f"models/weights/{path.name}" for path in (ROOT / "models/weights").iterdir()}
+    assert len(shipped) == 4 and shipped <= names_in(sdist)
+    assert {f"s4nd/{name}" for name in shipped} <= set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_source_distribution_is_the_same_whether_or_not_the_checkout_has_links(sdist, tmp_path):
+    (tmp_path / "dist").mkdir()
+    names = names_in(build("sdist", copied(tmp_path, links=True), tmp_path / "dist"))
+    assert names == names_in(sdist)
+    assert {"README.md", "LICENSE", "s4nd/nn/s4nd.py", "models/__init__.py", "train/commands/doctor/trial.py"} <= names
+    assert [name for name in names if name.startswith("tests/")] == []
+
+
+def test_metadata_are_valid_and_say_what_the_page_of_a_package_shows(wheel, sdist):
+    """What `twine check` asks for, by the rules of the specification: each field is parsed as its version of it says."""
+    folder = "-".join(wheel.name.split("-")[:2])
+    raw = zipfile.ZipFile(wheel).read(f"{folder}.dist-info/METADATA")
+    about = Metadata.from_email(raw, validate=True)
+    assert about.description_content_type == "text/markdown"
+    assert about.description.strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
+    assert (about.name, str(about.version)) == ("s4nd", s4nd.__version__)
+    assert (about.license_expression or about.license) == "Apache-2.0"
+    assert about.summary and about.author and "Typing :: Typed" in about.classifiers
+    assert sdist.name == f"{folder}.tar.gz"
+    assert {"CHANGELOG.md", "CITATION.cff"} <= names_in(sdist)
+
+
+def test_wheel_says_that_it_has_types(wheel):
+    """PEP 561: the marker in the topmost package is for all below it."""
+    assert "s4nd/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_editable_installation_needs_no_links(source, tmp_path):
+    """In a process that knows no other installation: -S leaves the .pth files of the environment unread."""
+    (tmp_path / "wheel").mkdir()
+    zipfile.ZipFile(build("editable", source, tmp_path / "wheel")).extractall(tmp_path / "site")
+    imports = (
+        "import site, sys; site.addsitedir({!r}); sys.path.append({!r}); import s4nd.train; print(s4nd.train.__file__)"
+    )
+    code = imports.format(str(tmp_path / "site"), sysconfig.get_path("purelib"))
+    assert run(sys.executable, "-I", "-S", "-c", code, cwd=tmp_path) == f"{source / 'train' / '__init__.py'}\n"
 
 
 def test_weights_load_from_the_installed_package_and_answer_as_here(installed, tmp_path):

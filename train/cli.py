@@ -18,6 +18,7 @@ from .commands.compare import Comparison, compare
 from .commands.convert import convert_checkpoint
 from .commands.export import INSTALL, export_model
 from .commands.hub import export_hub
+from .commands.models import list_registered, table
 from .commands.report import write_report
 from .commands.watch import Top, watch
 from .config import load_config
@@ -193,6 +194,17 @@ def _watch(args: argparse.Namespace) -> None:
     watch(args.checkpoint, args.video, show, args.every, args.top)
 
 
+def _models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "patterns", nargs="*", metavar="PATTERN", help="names that fit one, such as '*convnext*'; default: all"
+    )
+    parser.add_argument("--pretrained", action="store_true", help="only those whose weights ship with s4nd")
+
+
+def _models(args: argparse.Namespace) -> None:
+    print(table(list_registered(args.patterns, args.pretrained)))
+
+
 def _version() -> str:
     try:
         return version("s4nd")
@@ -211,6 +223,7 @@ COMMANDS = {  # arguments, what they call, what that does
     ),
     "convert": (_convert_arguments, _convert, "weights of the reference implementation as ours"),
     "watch": (_watch_arguments, _watch, "the running answer of a causal video model while a file decodes"),
+    "models": (_models_arguments, _models, "names, parameters, sizes and weights of the models, for timm.create_model"),
     "doctor": (doctor.add_arguments, doctor.run, "try what is installed here; exit status 1 if something is wrong"),
 }
 
