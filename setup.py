@@ -46,6 +46,7 @@ setup(
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.6",
+            "mypy>=2.4",
             "setuptools>=70.1",
             "pykeops>=2.2",
             'triton>=3.3; platform_system == "Linux"',  # comes with torch, but not with its builds for CPUs

@@ -21,6 +21,8 @@ from s4nd import S4ND
 from .isotropic import Isotropic
 from .s4nd_vit import S4NDViT
 
+__all__ = ["convert_reference"]
+
 KERNEL = re.compile(r"(?P<layer>.+)\.kernel\.(?P<axis>\d+)\.(?:kernel\.)?(?P<tensor>\w+)")
 # Names of a kernel's tensors there -> here, those of its earlier versions among them; the others are alike.
 TENSORS = {

@@ -7,6 +7,7 @@ arXiv:2201.03545. Shapes: B batch, C channels; grids are (height, width).
 
 import inspect
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from timm.models import ConvNeXt, build_model_with_cfg, generate_default_cfgs, register_model
@@ -45,7 +46,7 @@ class S4NDConvNeXt(ConvNeXt):
         patch_size: int = 4,
         stem_type: str = "patch",
         resample: str | Sequence[str] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in CONVNEXT_ARGS}
         if "kernel_sizes" in timm_args:
@@ -60,7 +61,7 @@ class S4NDConvNeXt(ConvNeXt):
             own = {"l_max": STEM_L_MAX, **layer}
             self.stem = nn.Sequential(
                 S4ND(self.in_chans, out_channels=stem_channels, base_size=self.img_size, pool=patch_size, **own),
-                *pointwise_glu(stem_channels, self.feature_info[0]["num_chs"], 2, **dd),
+                *pointwise_glu(stem_channels, self.feature_info[0]["num_chs"], 2, **dd),  # type: ignore[arg-type]  # timm's dicts
                 self.stem[-1],  # timm's norm
             )
         put_layers(self.stages, self._grids(self.img_size), downsample, **layer)
@@ -82,7 +83,7 @@ class S4NDConvNeXt(ConvNeXt):
         return no_weight_decay(self)
 
 
-def _cfg(url: str = "", **kwargs) -> dict:
+def _cfg(url: str = "", **kwargs: Any) -> dict:
     return {
         "url": url,
         "num_classes": 1000,
@@ -109,7 +110,10 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_convnext(model_cls: type[ConvNeXt], variant: str, pretrained: bool = False, **kwargs) -> ConvNeXt:
+Model = TypeVar("Model", bound=ConvNeXt)
+
+
+def _create_convnext(model_cls: type[Model], variant: str, pretrained: bool = False, **kwargs: Any) -> Model:
     feature_cfg = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True)
     return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **plain(kwargs))
 
@@ -119,7 +123,7 @@ PAPER = dict(kernel="s4", init="fout", dt_min=0.1, dt_max=1.0, drop_path_rate=0.
 
 
 @register_model
-def s4nd_convnext_micro(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+def s4nd_convnext_micro(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
     """3, 3, 3, 3 blocks of 64 to 512 channels, S4ND stem and downsampling: the paper's S4ND-ConvNeXt-M for Celeb-A, 9,644,206
     parameters with 40 classes (3 less than the reference's, whose dense stem has a D that it does not use)."""
     args = dict(PAPER, depths=(3, 3, 3, 3), dims=(64, 128, 256, 512), stem="s4nd", downsample="s4nd")
@@ -128,28 +132,28 @@ def s4nd_convnext_micro(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
 
 
 @register_model
-def s4nd_convnext_tiny(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+def s4nd_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
     """3, 3, 9, 3 blocks of 96 to 768 channels: the paper's S4ND-ConvNeXt-T for ImageNet, 29,980,456 parameters."""
     args = dict(PAPER, depths=(3, 3, 9, 3), dims=(96, 192, 384, 768))
     return _create_convnext(S4NDConvNeXt, "s4nd_convnext_tiny", pretrained, **dict(args, **kwargs))
 
 
 @register_model
-def s4nd_convnext_small(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+def s4nd_convnext_small(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
     """3, 3, 27, 3 blocks of 96 to 768 channels."""
     args = dict(PAPER, depths=(3, 3, 27, 3), dims=(96, 192, 384, 768))
     return _create_convnext(S4NDConvNeXt, "s4nd_convnext_small", pretrained, **dict(args, **kwargs))
 
 
 @register_model
-def s4nd_convnext_base(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+def s4nd_convnext_base(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
     """3, 3, 27, 3 blocks of 128 to 1024 channels."""
     args = dict(PAPER, depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024))
     return _create_convnext(S4NDConvNeXt, "s4nd_convnext_base", pretrained, **dict(args, **kwargs))
 
 
 @register_model
-def convnext_micro(pretrained: bool = False, **kwargs) -> ConvNeXt:
+def convnext_micro(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
     """3, 3, 3, 3 blocks of 64 to 512 channels: the paper's ConvNeXt-M for Celeb-A, 9,237,608 parameters with 40 classes."""
     args = dict(depths=(3, 3, 3, 3), dims=(64, 128, 256, 512), drop_path_rate=0.1)
     return _create_convnext(ConvNeXt, "convnext_micro", pretrained, **dict(args, **kwargs))

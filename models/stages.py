@@ -3,7 +3,7 @@
 Shapes: C channels; grids are (height, width) or (time, height, width).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count, pairwise
 from typing import Any
 
@@ -75,7 +75,7 @@ def pointwise_glu(in_chs: int, out_chs: int, ndim: int, **dd: Any) -> tuple[nn.M
     return conv(in_chs, 2 * out_chs, 1, **dd), ChannelsGLU()
 
 
-def put_layers(stages: nn.Module, grids: Sequence[Grid], downsample: str, **layer: Any) -> None:
+def put_layers(stages: Iterable[Any], grids: Sequence[Grid], downsample: str, **layer: Any) -> None:
     """S4ND in place of the stages' mixing layers, and with downsample="s4nd" of their strided convolutions.
 
     Args:
@@ -95,10 +95,13 @@ def put_layers(stages: nn.Module, grids: Sequence[Grid], downsample: str, **laye
             block.conv_dw = S4ND(block.conv_dw.in_channels, ndim, base_size=grid, **layer)
 
 
-def declare_size(model: nn.Module, size: Grid, grids: Sequence[Grid], **model_args: Any) -> None:
+def declare_size(
+    model: ConvNeXt, size: tuple[int, int] | tuple[int | None, int, int], grids: Sequence[Grid], **model_args: Any
+) -> None:
     """From now on the model counts as trained at `size`, where its stages meet `grids`; model_args say so to timm."""
     set_base_size(model.stem, size, rescale=True)
-    for stage, (before, grid) in zip(model.stages, pairwise(grids), strict=False):  # stages may have been pruned
+    stages: Iterable[Any] = model.stages
+    for stage, (before, grid) in zip(stages, pairwise(grids), strict=False):  # stages may have been pruned
         set_base_size(stage.downsample, before, rescale=True)
         set_base_size(stage.blocks, grid, rescale=True)
     update_model_input_size(model, size[-2:], **model_args)

@@ -131,8 +131,8 @@ def find_state(config: Config) -> dict[str, Any] | None:
     Raises:
         ValueError: config.out holds a run that would be overwritten; otherwise as `load_state`.
     """
-    out = Path(config.out)
-    source = out if config.resume in (None, "auto") else Path(config.resume)
+    out = config.folder
+    source = out if config.resume is None or config.resume == "auto" else Path(config.resume)
     occupied = (out / STATE_FILE).exists() or (out / PREVIOUS_FILE).exists()
     if occupied and (config.resume is None or source.resolve() != out.resolve()):
         raise ValueError(f"{out} already holds a run: continue it with resume=auto, or choose another out=")
@@ -141,8 +141,8 @@ def find_state(config: Config) -> dict[str, Any] | None:
 
 def carry_over(config: Config, state: dict[str, Any]) -> None:
     """The files of a run that is continued in another folder, so that this one holds all that a run leaves."""
-    out, source = Path(config.out), Path(config.resume)
-    if config.resume == "auto" or source.resolve() == out.resolve():
+    out = config.folder
+    if config.resume is None or config.resume == "auto" or (source := Path(config.resume)).resolve() == out.resolve():
         return
     for name in ("best.safetensors", "last.safetensors", "log.jsonl", "steps.jsonl"):
         if (source / name).is_file():

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,8 @@ from ..data.video_sets import VideoDataset
 from ..processes import Place
 from ..resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, save_curves, table
 from ..task import TASKS, Task, Unchanged, agreement, task_of
+
+__all__ = ["Comparison", "compare"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _curves(
     Also enter what needs no model: of a multi-label checkpoint what its majority is worth on the data, whatever the size, and
     of one that restores images what they are worth as they are.
     """
-    about = of_weights(path)
+    about: dict[str, Any] = {**of_weights(path)}
     model, config, meta = load_model(path)
     data = config.data
     dataset, order = _data(path, config, meta, wanted)
@@ -144,7 +147,7 @@ def _curves(
     about |= of_data(wanted.data or data.name, dataset)
     if order is not None:
         model.register_forward_hook(lambda module, args, logits: logits[:, order])
-    settings = {key: getattr(wanted, key) for key in ("batch_size", "workers", "skip_bad")}
+    settings: dict[str, Any] = {key: getattr(wanted, key) for key in ("batch_size", "workers", "skip_bad")}
     settings |= {"transforms": data.transforms()} | place._asdict()
     sizes, trained_size = sorted(set(wanted.sizes)), config.stages[meta.stage].size
     deviations = {size: _noise(data.noise, size / trained_size if wanted.noise_density else 1) for size in sizes}
@@ -152,29 +155,33 @@ def _curves(
         answer = meta.majority if order is None else [meta.majority[i] for i in order]
         without[name] = dict.fromkeys(sizes, agreement(answer, dataset.labels))
     if data.noise is not None:
-        without[name] = {}
+        figures: dict[int, float] = {}
+        without[name] = figures
         for size, deviation in deviations.items():
-            without[name] |= evaluate_sizes(Unchanged(), dataset, [size], noise=deviation, **settings)
+            figures |= evaluate_sizes(Unchanged(), dataset, [size], noise=deviation, **settings)
     for frames in sorted(set(wanted.frames or [data.frames])):
-        sampling = data.sampling() and replace(data.sampling(), frames=frames)
+        sampling = data.sampling()
+        sampling = sampling and replace(sampling, frames=frames)
         if sampling:
             print(f"{name}: {sampling.protocol()}", flush=True)
         row = f"{name}, {frames} frames" if wanted.frames else name
-        for way in wanted.resample or [None]:
+        ways: Sequence[str | None] = wanted.resample or [None]
+        for way in ways:
             try:
                 variant = _resampled(model, way, trained_size)
             except ValueError as error:  # of this model alone
                 print(f"{row}, {way}: {error}", flush=True)
                 continue
-            rows = {f"{row}, {way}" if way else row: None}
-            if wanted.control and way in (None, (wanted.resample or [None])[0]):  # all ways are one at the trained size
+            rows: dict[str, int | None] = {f"{row}, {way}" if way else row: None}
+            if wanted.control and way in (None, ways[0]):  # all ways are one at the trained size
                 rows[f"{row}, control"] = trained_size
             for label, control in rows.items():
-                accuracy, refused = {}, {}
+                accuracy: dict[int, float] = {}
+                refused: dict[int, str] = {}
                 how = {"way": way or way_of(model), "control": control is not None, "frames": sampling and frames}
                 curves.append(Curve(label, trained_size, accuracy, refused, about | how))
                 for size, deviation in deviations.items():
-                    of = {"sampling": sampling, "control": control, "noise": deviation}
+                    of: dict[str, Any] = {"sampling": sampling, "control": control, "noise": deviation}
                     try:
                         accuracy |= evaluate_sizes(variant, dataset, [size], **of, **settings)
                     except SizeRefused as error:
@@ -212,7 +219,7 @@ def _data(
     root = wanted.root if wanted.root or wanted.data else data.root
     limit = data.test_limit if wanted.limit is None else wanted.limit
     lists = data.lists if source.name in LISTED_DATASETS else None
-    where = {"lists": lists, "official_split": data.split, "reading": data.reading()}
+    where: dict[str, Any] = {"lists": lists, "official_split": data.split, "reading": data.reading()}
     dataset = build_dataset(source.name, root, "test", limit=limit, **where)
     task = task_of(dataset.labels, data.noise)
     if task.name != meta.task:

@@ -22,6 +22,8 @@ from s4nd.models.reference_weights import convert_reference, unused_keys
 
 from ..files import write_atomically
 
+__all__ = ["Conversion", "convert_checkpoint"]
+
 # What would load weights or code from elsewhere, or make another kind of model.
 REFUSED_ARGS = (
     "pretrained",
@@ -133,7 +135,7 @@ def _parsed(pairs: Sequence[str]) -> dict[str, Any]:
         if not pair.partition("=")[0].isidentifier() or "=" not in pair:
             raise ValueError(f"an argument of the model must be key=value, got {pair!r}")
     try:
-        args = OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
+        args: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"not valid YAML in {' '.join(pairs)}: {_first_line(error)}") from None
     for name in args:

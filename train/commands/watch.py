@@ -22,6 +22,8 @@ from ..data.video import read_frames
 from ..data.video_sets import ListedVideos
 from ..model import to_input
 
+__all__ = ["Top", "watch"]
+
 MAX_FRAMES = 2**22  # seen of one video: a day at 48 a second; a file may claim any duration
 
 Top = list[tuple[str, float]]  # classes and probabilities, the likeliest first
@@ -79,7 +81,9 @@ class Watcher:
 
     def __init__(self, run: Stream, view: Clips, show: Callable[[float, Tensor], None], every: int):
         self.run, self.view, self.show, self.every = run, view, show, every
-        self.state, self.seen, self.waiting = None, 0, None
+        self.state: dict[str, Tensor] | None = None
+        self.seen = 0
+        self.waiting: tuple[float, Tensor] | None = None
 
     def pick(self, times: np.ndarray) -> np.ndarray:
         """Frames (n,) of the file, each at the middle of its share of the time, as in training."""
@@ -101,7 +105,7 @@ class Watcher:
             for _ in range(next(self.repeats)):
                 logits, self.state = self.run(x, self.state)
                 self.seen += 1
-                if self.seen % TEMPORAL_PATCH == 0:
+                if logits is not None and self.seen % TEMPORAL_PATCH == 0:
                     self._answer(logits)
         return frames[:, :, :0, :0]
 
@@ -112,9 +116,10 @@ class Watcher:
 
     def _answer(self, logits: Tensor) -> None:
         sampling = self.view.sampling
-        self.waiting = (self.seen - 0.5) * sampling.seconds / sampling.frames, logits[0].softmax(-1)
+        answer = (self.seen - 0.5) * sampling.seconds / sampling.frames, logits[0].softmax(-1)
+        self.waiting = answer
         if self.seen // TEMPORAL_PATCH % self.every == 0:
-            self.show(*self.waiting)
+            self.show(*answer)
             self.waiting = None
 
 

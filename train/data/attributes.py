@@ -44,7 +44,7 @@ class AttributeImages(ImageDataset):
         self.labels = np.array(labels, dtype=np.uint8)[here]
 
     def __getitem__(self, index: int) -> tuple[Tensor, np.ndarray]:
-        return read_image(str(self.paths[index])), self.label(index)
+        return read_image(str(self.paths[index])), self.labels[index]
 
 
 class CsvList(AttributeImages):
@@ -69,7 +69,8 @@ class CsvList(AttributeImages):
         if header[:1] != ["file"]:
             raise ValueError(f"{where} must be file,ATTRIBUTE,..., got {','.join(header)[:80]!r}")
         classes = checked_attributes(header[1:], where)
-        lines, labels, absent = {}, [], set()
+        lines: dict[str, str] = {}
+        labels, absent = [], set()
         for where, (file, *values) in rows:
             add_file(file, where, lines, folders=True)
             if len(values) != len(classes):

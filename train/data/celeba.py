@@ -48,7 +48,8 @@ def read_attributes(path: Path) -> tuple[list[str], dict[str, list[int]]]:
         raise ValueError(f"{where} must be the number of images, got {' '.join(count)[:80]!r}")
     where, names = next(rows, (f"{path}: line 2", []))
     classes = checked_attributes(names, where)
-    seen, labels = {}, {}
+    seen: dict[str, str] = {}
+    labels: dict[str, list[int]] = {}
     for where, (file, *values) in rows:
         add_file(file, where, seen, folders=False)
         if len(values) != len(classes):
@@ -64,7 +65,8 @@ def read_attributes(path: Path) -> tuple[list[str], dict[str, list[int]]]:
 
 def read_partition(path: Path) -> dict[str, str]:
     """The part of each image, 0, 1 or 2."""
-    seen, parts = {}, {}
+    seen: dict[str, str] = {}
+    parts: dict[str, str] = {}
     for where, (file, *part) in lines(path):
         add_file(file, where, seen, folders=False)
         if part not in (["0"], ["1"], ["2"]):

@@ -107,7 +107,7 @@ class Cached(ImageDataset):
         self.kept = np.zeros(len(dataset), dtype=bool)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | np.ndarray]:
-        if self.kept[index]:
+        if self.images is not None and self.kept[index]:
             return self.images[index].permute(2, 0, 1), self.label(index)
         image, label = self.dataset[index]
         if self.images is None:

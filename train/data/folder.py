@@ -51,7 +51,7 @@ class Folder(ImageDataset):
         stray = sum(name.endswith(self.extensions) for name in beside)
         left_out = Counter({"in no class folder": stray} if stray else {})
         for label, name in enumerate(self.classes):
-            others = Counter()
+            others: Counter[str] = Counter()
             for path, identity in files_below(str(folder / name)):
                 if not path.lower().endswith(self.extensions):
                     others[os.path.splitext(path)[1].lower() or "without extension"] += 1
@@ -117,8 +117,8 @@ def files_below(folder: str) -> Iterator[tuple[str, Hashable]]:
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        with os.scandir(here) as entries:
-            entries = sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
+        with os.scandir(here) as found:
+            entries = sorted((entry for entry in found if not is_hidden(entry.name)), key=lambda entry: entry.name)
         folders = [entry.path for entry in entries if _is_folder(entry)]
         inside = {*folders}
         yield from ((entry.path, _identity(entry, status.st_dev)) for entry in entries if entry.path not in inside)

@@ -57,7 +57,7 @@ class HuggingFace(ImageDataset):
         where, image = f"{self.where}, row {index}", self.rows[int(index)][self.image]
         if not image or image["bytes"] is None:
             raise BadImage(where, "the row has no bytes")
-        return decode(image["bytes"], where), self.label(index)
+        return decode(image["bytes"], where), int(self.labels[index])
 
 
 class HuggingFaceStream(Stream):

@@ -6,6 +6,7 @@ Shapes: C channels of the model's input, S the size of a stage.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -56,7 +57,7 @@ class ImageTransforms:
     recount: int = 1
     aug_repeats: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _one_of("interpolation", self.interpolation, INTERPOLATIONS)
         if self.train_interpolation is not None:
             _one_of("train_interpolation", self.train_interpolation, (*INTERPOLATIONS, "random"))
@@ -101,12 +102,15 @@ class ImageTransforms:
             mean, std: (C,) of the model's input: policies fill with the one, erasing with numbers of both.
             hflip: mirror every other random crop.
         """
+        scale: Any = self.crop_scale  # lists will do, and None
+        ratio: Any = self.crop_ratio
+        jitter: Any = self.color_jitter or None
         crop, change, final = transforms_imagenet_train(
             size,
-            scale=self.crop_scale,
-            ratio=self.crop_ratio,
+            scale=scale,
+            ratio=ratio,
             hflip=0.5 if hflip else 0.0,
-            color_jitter=self.color_jitter or None,
+            color_jitter=jitter,
             force_color_jitter=True,  # timm else leaves it out where there is a policy
             auto_augment=self.auto_augment,
             interpolation=self.in_training,

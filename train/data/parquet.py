@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -168,7 +168,7 @@ def class_names(files: list[Path]) -> list[str] | None:
     return names
 
 
-def read_field(file: Path, name: str):
+def read_field(file: Path, name: str) -> Any:
     """A field of the images as one type, whatever shards have: bytes as large_binary, path as large_string, or nulls."""
     column = read_layout(file).image
     with _opened(file) as parquet:
@@ -184,7 +184,7 @@ def read_field(file: Path, name: str):
         return field.cast(kind)
 
 
-def _is_binary(kind) -> bool:
+def _is_binary(kind: Any) -> bool:
     return "binary" in str(
         kind
     )  # binary, large_binary, binary_view, fixed_size_binary; older versions lack some of them
@@ -200,7 +200,7 @@ def read_labels(file: Path) -> np.ndarray:
     with _opened(file) as parquet:
         import pyarrow as pa
 
-        names = [layout.label] if layout.label else layout.classes
+        names = [layout.label] if layout.label else layout.classes or []
         table = parquet.read(columns=names)
         for name in names:
             if table[name].null_count:
@@ -225,7 +225,7 @@ def _opened(file: Path) -> Iterator:
         raise ValueError(f"{file} cannot be read as parquet: {error}") from error
 
 
-def _chunks(columns):
+def _chunks(columns: Any) -> Any:
     """One chunked array of several."""
     import pyarrow as pa
 

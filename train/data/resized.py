@@ -61,7 +61,7 @@ class Resized(Dataset):
     def __len__(self) -> int:
         return self.repeats * len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | np.ndarray]:
         """Image (3, size, size) uint8 and label.
 
         Raises:
@@ -72,7 +72,7 @@ class Resized(Dataset):
             raise item
         return item
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int] | BadImage]:
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int | np.ndarray] | BadImage]:
         """Several at once, which is what a loader asks for; one that cannot be read is represented by its error."""
         items: list = [self._read(index) for index in indices]
         good = [i for i, item in enumerate(items) if not isinstance(item, BadImage)]
@@ -91,7 +91,7 @@ class Resized(Dataset):
             shown = flip_and_shift(shown, self.flip[chosen], self.shift[chosen])
         return shown
 
-    def _read(self, index: int) -> tuple[Tensor, int] | BadImage:
+    def _read(self, index: int) -> tuple[Tensor, int | np.ndarray] | BadImage:
         try:
             return self.dataset[index % len(self.dataset)]
         except BadImage as error:

@@ -7,7 +7,9 @@ address is a path or a URL of http, never one of webdataset's commands (pipe:).
 import tarfile
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -80,7 +82,7 @@ def check_root(root: str) -> str:
     return root.rstrip("/") or "/"
 
 
-def check_name(name: object) -> str:
+def check_name(name: Any) -> str:
     """A shard's name, below the root."""
     path = PurePosixPath(name) if isinstance(name, str) else None
     if path is None or path.is_absolute() or ".." in path.parts or ":" in name or path.suffix != ".tar":
@@ -90,7 +92,7 @@ def check_name(name: object) -> str:
     return name
 
 
-def read_info(root: str, split: str):
+def read_info(root: str, split: str) -> tuple[dict, Any]:
     """The content of _info.json (or {}), and timm's SplitInfo of a split.
 
     Raises:
@@ -133,11 +135,12 @@ def read_samples(address: str, wanted: Container[int]) -> Iterator[Sample | BadI
 
     None stands for those that are not wanted. A shard that is damaged ends with a `Truncated`.
     """
-    key, members, place = None, {}, -1
+    key, place = None, -1
+    members: dict[str, Any] = {}
     try:
         with opened_tar(address) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # it would remember every header
+                tar.members.clear()  # type: ignore[attr-defined]  # it is there, and would remember every header
                 base, extension = split_name(member.name)
                 if not (member.isreg() and base and extension) or is_meta(member.name):
                     continue
@@ -146,13 +149,18 @@ def read_samples(address: str, wanted: Container[int]) -> Iterator[Sample | BadI
                         yield sample_of(f"{address}: {key[:200]}", members) if place in wanted else None
                     key, members, place = base, {}, place + 1
                 if place in wanted:
-                    add_member(members, member, extension, lambda m=member: tar.extractfile(m).read())
+                    add_member(members, member, extension, partial(_content, tar, member))
             if key is not None:
                 yield sample_of(f"{address}: {key[:200]}", members) if place in wanted else None
     except (
         Exception
     ) as error:  # of damaged data tarfile raises ReadError, OSError, ValueError, RecursionError, and more
         yield Truncated(address, f"{type(error).__name__}: {error}")
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()
 
 
 @contextmanager

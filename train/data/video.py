@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,13 +55,14 @@ def read_frames(
             picture = Picture(film.pixel_aspect, side)
         indices = pick(film.times).clip(0, len(film.times) - 2)
         order, back = np.unique(indices, return_inverse=True)
-        frames, parts = film.frames(order), []
+        frames = film.frames(order)
+        parts: list[Tensor] = []
         while sum(map(len, parts)) < len(order):
             with _told_of(path):
                 pixels = np.stack([picture(frame) for frame in islice(frames, AT_ONCE)])  # (m, H, W, 3)
             parts.append(render(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
-    frames = torch.cat(parts)
-    return frames if len(order) == len(indices) and (np.diff(indices) > 0).all() else frames[torch.from_numpy(back)]
+    shown = torch.cat(parts)
+    return shown if len(order) == len(indices) and (np.diff(indices) > 0).all() else shown[torch.from_numpy(back)]
 
 
 class Picture:
@@ -74,10 +76,11 @@ class Picture:
     def __init__(self, pixel_aspect: float, side: int):
         if not 1 / MAX_ASPECT <= pixel_aspect <= MAX_ASPECT:
             raise ValueError(f"its pixels are {pixel_aspect:g} times as wide as high")
-        self.pixel_aspect, self.side, self.size = pixel_aspect, side, None
+        self.pixel_aspect, self.side = pixel_aspect, side
+        self.size: tuple[int, int] | None = None
         self.reformatter = require_av().video.reformatter.VideoReformatter()  # one for all: it keeps its tables
 
-    def __call__(self, frame) -> np.ndarray:
+    def __call__(self, frame: Any) -> np.ndarray:
         width, height = self.size = self.size or self._size(frame.width, frame.height)
         options = {"format": "rgb24", "interpolation": "AREA" if width * height < frame.width * frame.height else None}
         rgb = self.reformatter.reformat(frame, width, height, threads=1, **options).to_ndarray()
