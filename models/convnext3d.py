@@ -139,7 +139,7 @@ class ConvNeXt3d(ConvNeXt):
         layers = [self._lifted(conv, first, TEMPORAL_PATCH, TEMPORAL_PATCH)]
         layers += [self._lifted(conv, layer) if isinstance(layer, nn.Conv2d) else layer for layer in others]
         self.stem = VideoStem(self.in_chans, *layers, self._norm(norm))
-        # What timm adapts to other input channels, which must be two-dimensional; the others are `adapt_input`'s.
+        # What timm adapts to other input channels, which must be two-dimensional; the others are `_adapt_input`'s.
         self._traits = {"first_conv": "stem.0" if isinstance(layers[0], nn.Conv2d) else ()}
         if not isinstance(self.norm_pre, nn.Identity):
             self.norm_pre = self._norm(self.norm_pre)
@@ -215,7 +215,7 @@ TINY = dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768))
 PAPER = dict(drop_rate=0.2, drop_path_rate=0.2)  # for HMDB-51
 
 
-def adapt_input(state: dict[str, Tensor], model: ConvNeXt3d) -> dict[str, Tensor]:
+def _adapt_input(state: dict[str, Tensor], model: ConvNeXt3d) -> dict[str, Tensor]:
     """A checkpoint's first 3-D convolution for the model's input channels, as timm adapts 2-D ones."""
     weight = state.get("stem.0.weight")
     if weight is None or weight.ndim != 5 or weight.shape[1] == model.in_chans:
@@ -227,7 +227,7 @@ def adapt_input(state: dict[str, Tensor], model: ConvNeXt3d) -> dict[str, Tensor
 def create(model_cls: type[Model], variant: str, pretrained: bool = False, **kwargs: Any) -> Model:
     """A registered video model by timm's builder, with the paper's regularisation for HMDB-51."""
     feature_cfg = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True)
-    args = dict(plain(PAPER | kwargs), feature_cfg=feature_cfg, pretrained_filter_fn=adapt_input)
+    args = dict(plain(PAPER | kwargs), feature_cfg=feature_cfg, pretrained_filter_fn=_adapt_input)
     return build_model_with_cfg(model_cls, variant, pretrained, **args)
 
 

@@ -20,7 +20,7 @@ URL = f"{SCHEME}://"
 POLL_SECONDS = 0.01
 
 
-def meet(url: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
+def _meet(url: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
     """torch's `env://`, in a part of its store that is this attempt's; a handler of `init_process_group`.
 
     Yields:
@@ -61,4 +61,4 @@ def agree(store: dist.Store, rank: int, world_size: int) -> str:
     return own
 
 
-register_rendezvous_handler(SCHEME, meet)
+register_rendezvous_handler(SCHEME, _meet)

@@ -65,13 +65,13 @@ def watch(
         raise FileNotFoundError(f"no video {video}")
     videos = ListedVideos(video.parent, meta.classes, [video.name], [0])
     view = Clips(videos, config.stages[meta.stage].size, sampling, train=False)
-    watcher = Watcher(run, view, lambda seconds, p: show(seconds, _likeliest(p, meta.classes, top)), every)
+    watcher = _Watcher(run, view, lambda seconds, p: show(seconds, _likeliest(p, meta.classes, top)), every)
     with frozen(model):
         read_frames(video, watcher.pick, watcher.render, side=view.size)
     watcher.finish()
 
 
-class Watcher:
+class _Watcher:
     """The two functions that `read_frames` calls, with the state of the model between them.
 
     Args:

@@ -40,7 +40,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"an override must be key=value, got {override!r}")
-        source = f"override {shorten(override)!r}"
+        source = f"override {_shorten(override)!r}"
         try:
             container: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={check_text(text, source)}"]))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -99,7 +99,7 @@ def _finish(node: DictConfig, source: str) -> Config:
 def _fill(node: DictConfig, prefix: str, tree: Any, source: str) -> None:
     if not isinstance(tree, dict):
         raise ValueError(
-            f"{source}: {prefix or 'the config'} must be a mapping of keys to values, got {shorten(repr(tree))}"
+            f"{source}: {prefix or 'the config'} must be a mapping of keys to values, got {_shorten(repr(tree))}"
         )
     for key, value in tree.items():
         _set(node, f"{prefix}.{key}" if prefix else str(key), value, source)
@@ -146,9 +146,9 @@ def _resolve(path: str, source: str, node: DictConfig) -> type | None:
 
 
 def _first_line(error: Exception) -> str:
-    return shorten(str(error).splitlines()[0], 300)
+    return _shorten(str(error).splitlines()[0], 300)
 
 
-def shorten(text: str, shown: int = 120) -> str:
+def _shorten(text: str, shown: int = 120) -> str:
     """What a message says of a value that may be of any length."""
     return text if len(text) <= shown else f"{text[:shown]}..."

@@ -27,8 +27,8 @@ class Celeba(AttributeImages):
 
     def __init__(self, root: str | Path, split: str):
         root = Path(root)
-        classes, labels = read_attributes(root / ATTRIBUTES)
-        parts = read_partition(root / PARTITION)
+        classes, labels = _read_attributes(root / ATTRIBUTES)
+        parts = _read_partition(root / PARTITION)
         alone = sorted(labels.keys() ^ parts.keys())
         if alone:
             only = ATTRIBUTES if alone[0] in labels else PARTITION
@@ -40,7 +40,7 @@ class Celeba(AttributeImages):
         super().__init__(root / IMAGES, root / PARTITION, classes, files, [labels[file] for file in files])
 
 
-def read_attributes(path: Path) -> tuple[list[str], dict[str, list[int]]]:
+def _read_attributes(path: Path) -> tuple[list[str], dict[str, list[int]]]:
     """The names of the attributes, and 0 or 1 for each by image: a line with the number of images, one of names, the images."""
     rows = lines(path)
     where, count = next(rows, (f"{path}: line 1", []))
@@ -63,7 +63,7 @@ def read_attributes(path: Path) -> tuple[list[str], dict[str, list[int]]]:
     return classes, labels
 
 
-def read_partition(path: Path) -> dict[str, str]:
+def _read_partition(path: Path) -> dict[str, str]:
     """The part of each image, 0, 1 or 2."""
     seen: dict[str, str] = {}
     parts: dict[str, str] = {}

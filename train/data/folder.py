@@ -37,13 +37,13 @@ class Folder(ImageDataset):
     extensions: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
     def __init__(self, root: str | Path, split: str):
-        folder = find_split(Path(root), split, self.kind, self.extensions)
-        self.classes = class_folders(folder)
+        folder = _find_split(Path(root), split, self.kind, self.extensions)
+        self.classes = _class_folders(folder)
         if not self.classes:
             raise FileNotFoundError(f"{folder} must hold a folder for each class of {split}, it holds none")
         train = Path(root) / "train"
         if split == "test" and train.is_dir():
-            odd = sorted({*class_folders(train)}.symmetric_difference(self.classes))
+            odd = sorted({*_class_folders(train)}.symmetric_difference(self.classes))
             if odd:
                 raise ValueError(f"{folder} must hold the classes of {train}; only one of them has {listed(odd)}")
         paths, labels, owners = [], [], {}
@@ -52,7 +52,7 @@ class Folder(ImageDataset):
         left_out = Counter({"in no class folder": stray} if stray else {})
         for label, name in enumerate(self.classes):
             others: Counter[str] = Counter()
-            for path, identity in files_below(str(folder / name)):
+            for path, identity in _files_below(str(folder / name)):
                 if not path.lower().endswith(self.extensions):
                     others[os.path.splitext(path)[1].lower() or "without extension"] += 1
                 elif identity not in owners:
@@ -78,7 +78,7 @@ class Folder(ImageDataset):
         return read_image(str(self.paths[index])), int(self.labels[index])
 
 
-def find_split(root: Path, split: str, kind: str, extensions: tuple[str, ...]) -> Path:
+def _find_split(root: Path, split: str, kind: str, extensions: tuple[str, ...]) -> Path:
     """The folder of a split.
 
     Raises:
@@ -100,12 +100,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK
 
 
-def class_folders(folder: Path) -> list[str]:
+def _class_folders(folder: Path) -> list[str]:
     """The names of the classes of a split, in alphabetical order."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
-def files_below(folder: str) -> Iterator[tuple[str, Hashable]]:
+def _files_below(folder: str) -> Iterator[tuple[str, Hashable]]:
     """Path and identity of every file in a folder and the folders within, in alphabetical order.
 
     Links are followed, and may lead back: each real folder is entered once. Of a file with several names each is told.

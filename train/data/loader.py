@@ -65,7 +65,7 @@ class ImageLoader(DataLoader):
             items = {"dataset": Views(dataset, **shown), "batch_size": order.batch_size, "sampler": order}
         super().__init__(
             **items,
-            collate_fn=collate if train or rendering.sampling is None else collate_clips,
+            collate_fn=_collate if train or rendering.sampling is None else _collate_clips,
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers else None,
@@ -85,12 +85,12 @@ class ImageLoader(DataLoader):
             for error in bad:
                 if not self.skip_bad:
                     raise error
-                report(error)
+                _report(error)
             if len(labels):
                 yield images, labels
 
 
-def report(error: BadImage) -> None:
+def _report(error: BadImage) -> None:
     """Warn of a damaged image, the first time."""
     if error.path not in _reported:
         _reported.add(error.path)
@@ -98,7 +98,7 @@ def report(error: BadImage) -> None:
         logger.warning("skipped %s that cannot be read: %s", kind, error)
 
 
-def collate(items: Sequence[tuple[Tensor, int | Tensor] | BadImage]) -> tuple[Tensor, Tensor, list[BadImage]]:
+def _collate(items: Sequence[tuple[Tensor, int | Tensor] | BadImage]) -> tuple[Tensor, Tensor, list[BadImage]]:
     """The images (B, 3, size, size) of those items that were read, their labels (B,) or (B, K), or their residuals, and the
     errors of the others."""
     bad = [item for item in items if isinstance(item, BadImage)]
@@ -110,9 +110,9 @@ def collate(items: Sequence[tuple[Tensor, int | Tensor] | BadImage]) -> tuple[Te
     return images, torch.from_numpy(np.array(labels, dtype=np.int64)), bad
 
 
-def collate_clips(items: Sequence[tuple[Tensor, int] | BadVideo]) -> tuple[Tensor, Tensor, list[BadImage]]:
-    """As `collate` for one video at test time: its clips are the batch."""
-    clips, labels, bad = collate(items)
+def _collate_clips(items: Sequence[tuple[Tensor, int] | BadVideo]) -> tuple[Tensor, Tensor, list[BadImage]]:
+    """As `_collate` for one video at test time: its clips are the batch."""
+    clips, labels, bad = _collate(items)
     return clips[0] if len(clips) else clips, labels, bad
 
 

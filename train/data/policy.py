@@ -68,11 +68,11 @@ def repair(policy: RandAugment | AugMixAugment | AutoAugment) -> RandAugment | A
     """timm's policy, in place, with a posterize that takes 0 bits: timm asks for them, and Pillow 13 refuses them."""
     for op in operations(policy):
         if op.aug_fn is auto_augment.posterize:
-            op.aug_fn = posterize
+            op.aug_fn = _posterize
     return policy
 
 
-def posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
     """timm's; of 0 bits a black image, as Pillow made it."""
     if bits_to_keep < 1:
         return Image.new(image.mode, image.size)

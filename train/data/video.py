@@ -52,7 +52,7 @@ def read_frames(
         film = Film(path)
     with film:
         with _told_of(path):
-            picture = Picture(film.pixel_aspect, side)
+            picture = _Picture(film.pixel_aspect, side)
         indices = pick(film.times).clip(0, len(film.times) - 2)
         order, back = np.unique(indices, return_inverse=True)
         frames = film.frames(order)
@@ -65,7 +65,7 @@ def read_frames(
     return shown if len(order) == len(indices) and (np.diff(indices) > 0).all() else shown[torch.from_numpy(back)]
 
 
-class Picture:
+class _Picture:
     """Frames as arrays (H, W, 3) uint8 of square pixels, turned upright, all of the size of the first one.
 
     Args:
