@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint docs
+.PHONY: demo test lint types docs
 
 # Train on photographs at 16 x 16, then see what is left at 16 to 64: S4ND beside its convolutional twin.
 demo: .venv/demo.stamp
@@ -23,6 +23,9 @@ test: .venv/test.stamp
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/test.stamp
+	$(BIN)/mypy
 
 # The site, in site/: a warning is an error. (With --quiet mkdocs counts no warnings.)
 docs: .venv/docs.stamp

@@ -79,6 +79,7 @@ setup(
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.6",
+            "mypy>=2.4",
             "setuptools>=70.1",
             "packaging>=24.2",  # the first that knows the metadata of today's wheels
             "pykeops>=2.2",

@@ -6,8 +6,9 @@ arXiv:1712.04851; both as in Nguyen et al. 2022, arXiv:2210.06583, section 4.3.
 Shapes: B batch, C channels, T frames; grids are (time, height, width).
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import reduce
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -49,18 +50,16 @@ class FactoredConv3d(nn.Conv2d):
         dilation: tuple[int, int, int] = (1, 1, 1),
         **kwargs: Any,
     ):
-        (taps, *kernel), (step, *stride), (pad, *padding) = kernel_size, stride, padding
-        flat = map(tuple, (kernel, stride, padding, dilation[1:]))
-        super().__init__(in_channels, out_channels, *flat, **kwargs)
-        self.taps, self.stride_time, self.padding_time = taps, step, pad
-        self.time_weight = nn.Parameter(self.weight.new_full((taps,), 1 / taps))
+        super().__init__(in_channels, out_channels, kernel_size[1:], stride[1:], padding[1:], dilation[1:], **kwargs)
+        self.taps, self.stride_time, self.padding_time = kernel_size[0], stride[0], padding[0]
+        self.time_weight = nn.Parameter(self.weight.new_full((self.taps,), 1 / self.taps))
 
     def forward(self, x: Tensor) -> Tensor:
         frames = x.shape[2] + 2 * self.padding_time - self.taps + 1
         x = F.pad(x, (0, 0, 0, 0, self.padding_time, self.padding_time))
         # A weighted sum of shifted clips. The two factors commute, and before a stride this one is the cheaper.
         shifted = (x[:, :, k : k + frames : self.stride_time] for k in range(self.taps))
-        x = sum(self.time_weight[k] * clip for k, clip in enumerate(shifted))
+        x = reduce(torch.add, (self.time_weight[k] * clip for k, clip in enumerate(shifted)))
         x = rearrange(x, "b c t h w -> b t c h w")
         if torch.compiler.is_exporting():  # a view holds for the present memory layout, which exporters change later
             x = x.clone(memory_format=torch.contiguous_format)
@@ -119,6 +118,9 @@ def check_clip(x: Tensor, in_chans: int) -> Tensor:
     return x
 
 
+Model = TypeVar("Model", bound="ConvNeXt3d")
+
+
 class ConvNeXt3d(ConvNeXt):
     """(B, in_chans, T, height, width) -> (B, num_classes), for any T >= 2 and any size that leaves the last stage a sample.
 
@@ -131,16 +133,18 @@ class ConvNeXt3d(ConvNeXt):
         if refused := sorted(kwargs.keys() & {"kernel_sizes", "conv_mlp"}):
             raise TypeError(f"{type(self).__name__} does not take {', '.join(refused)}")
         super().__init__(**kwargs)
-        self.dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
-        first, *others, norm = self.stem
+        self.dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        stem: Any = self.stem
+        first, *others, norm = stem
         layers = [self._lifted(conv, first, TEMPORAL_PATCH, TEMPORAL_PATCH)]
         layers += [self._lifted(conv, layer) if isinstance(layer, nn.Conv2d) else layer for layer in others]
         self.stem = VideoStem(self.in_chans, *layers, self._norm(norm))
-        # What timm adapts to other input channels, which must be two-dimensional; the others are `adapt_input`'s.
+        # What timm adapts to other input channels, which must be two-dimensional; the others are `_adapt_input`'s.
         self._traits = {"first_conv": "stem.0" if isinstance(layers[0], nn.Conv2d) else ()}
         if not isinstance(self.norm_pre, nn.Identity):
             self.norm_pre = self._norm(self.norm_pre)
-        for stage in self.stages:
+        stages: Iterable[Any] = self.stages
+        for stage in stages:
             if not isinstance(stage.downsample, nn.Identity):
                 stage.downsample = self._downsample(conv, *stage.downsample)
             for j, block in enumerate(stage.blocks):
@@ -197,7 +201,7 @@ default_cfgs = generate_default_cfgs(
 PAPER = dict(drop_rate=0.2, drop_path_rate=0.2)  # for HMDB-51
 
 
-def adapt_input(state: dict[str, Tensor], model: ConvNeXt3d) -> dict[str, Tensor]:
+def _adapt_input(state: dict[str, Tensor], model: ConvNeXt3d) -> dict[str, Tensor]:
     """A checkpoint's first 3-D convolution for the model's input channels, as timm adapts 2-D ones."""
     weight = state.get("stem.0.weight")
     if weight is None or weight.ndim != 5 or weight.shape[1] == model.in_chans:
@@ -206,32 +210,32 @@ def adapt_input(state: dict[str, Tensor], model: ConvNeXt3d) -> dict[str, Tensor
     return state | {"stem.0.weight": flat.unflatten(2, weight.shape[2:4])}
 
 
-def create(model_cls: type[ConvNeXt3d], variant: str, pretrained: bool = False, **kwargs: Any) -> ConvNeXt3d:
+def create(model_cls: type[Model], variant: str, pretrained: bool = False, **kwargs: Any) -> Model:
     """A registered video model by timm's builder, with the paper's regularisation for HMDB-51."""
-    return create_convnext(model_cls, variant, pretrained, pretrained_filter_fn=adapt_input, **(PAPER | kwargs))
+    return create_convnext(model_cls, variant, pretrained, pretrained_filter_fn=_adapt_input, **(PAPER | kwargs))
 
 
 @register_model
-def convnext_i3d_micro(pretrained: bool = False, **kwargs) -> ConvNeXt3d:
+def convnext_i3d_micro(pretrained: bool = False, **kwargs: Any) -> ConvNeXt3d:
     """What convnext_micro inflates to with whole 3-D kernels."""
     return create(ConvNeXt3d, "convnext_i3d_micro", pretrained, **dict(MICRO, **kwargs))
 
 
 @register_model
-def convnext_i3d_tiny(pretrained: bool = False, **kwargs) -> ConvNeXt3d:
+def convnext_i3d_tiny(pretrained: bool = False, **kwargs: Any) -> ConvNeXt3d:
     """The paper's ConvNeXt-I3D for HMDB-51, 28,513,107 parameters."""
     return create(ConvNeXt3d, "convnext_i3d_tiny", pretrained, **dict(TINY, **kwargs))
 
 
 @register_model
-def convnext_s3d_micro(pretrained: bool = False, **kwargs) -> ConvNeXt3d:
+def convnext_s3d_micro(pretrained: bool = False, **kwargs: Any) -> ConvNeXt3d:
     """What convnext_micro inflates to with a vector over time for each convolution."""
     args = dict(MICRO, conv=FactoredConv3d)
     return create(ConvNeXt3d, "convnext_s3d_micro", pretrained, **dict(args, **kwargs))
 
 
 @register_model
-def convnext_s3d_tiny(pretrained: bool = False, **kwargs) -> ConvNeXt3d:
+def convnext_s3d_tiny(pretrained: bool = False, **kwargs: Any) -> ConvNeXt3d:
     """The paper's ConvNeXt-S3D for HMDB-51, 27,859,406 parameters."""
     args = dict(TINY, conv=FactoredConv3d)
     return create(ConvNeXt3d, "convnext_s3d_tiny", pretrained, **dict(args, **kwargs))

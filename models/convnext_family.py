@@ -1,6 +1,6 @@
 """The ConvNeXts over images and over clips as timm has them: their sizes, what it is to know of them, how it builds them."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from timm.models import ConvNeXt, build_model_with_cfg
 
@@ -8,6 +8,8 @@ from .sizes import plain
 
 MICRO = dict(depths=(3, 3, 3, 3), dims=(64, 128, 256, 512))
 TINY = dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768))
+
+Model = TypeVar("Model", bound=ConvNeXt)
 
 
 def convnext_cfg(**changes: Any) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def convnext_cfg(**changes: Any) -> dict[str, Any]:
     }
 
 
-def create_convnext(model_cls: type[ConvNeXt], variant: str, pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
+def create_convnext(model_cls: type[Model], variant: str, pretrained: bool = False, **kwargs: Any) -> Model:
     """A registered model of this class, as timm builds it."""
     features = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), flatten_sequential=True)
     return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=features, **plain(kwargs))

@@ -19,6 +19,7 @@ Max and average pooling with windows larger than their stride, and position embe
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,9 @@ from s4nd.nn.sampling import SampledModule, Sampling
 
 class ResampledConv2d(nn.Conv2d, SampledModule):
     """A convolution trained on a grid of base_size, which is part of its state dict: at others its taps are held or dilated."""
+
+    if TYPE_CHECKING:
+        padding: tuple[int, int]
 
     @property
     def sampling(self) -> Sampling:
@@ -46,14 +50,15 @@ class ResampledConv2d(nn.Conv2d, SampledModule):
     def of(cls, conv: nn.Conv2d, base_size: Sequence[int]) -> "ResampledConv2d":
         """The same convolution, with the parameters of `conv` themselves."""
         bias = conv.bias is not None
-        options = {
+        options: dict[str, Any] = {
+            "kernel_size": conv.kernel_size,
             "stride": conv.stride,
             "dilation": conv.dilation,
             "groups": conv.groups,
             "bias": bias,
             "device": "meta",
         }
-        held = cls(conv.in_channels, conv.out_channels, conv.kernel_size, padding=paddings(conv), **options)
+        held = cls(conv.in_channels, conv.out_channels, padding=_paddings(conv), **options)
         held.sampling = Sampling(2, tuple(base_size), resample="hold")
         held.weight, held.bias = conv.weight, conv.bias
         return held.train(conv.training)
@@ -137,7 +142,7 @@ def hold_convolutions(model: nn.Module, size: int | Sequence[int]) -> list[str]:
             raise ValueError(
                 f"{name} cannot be held: it is a {type(conv).__name__} with padding_mode={conv.padding_mode!r}"
             )
-        paddings(conv)
+        _paddings(conv)
     if not convolutions:
         return []
     grids: dict[str, tuple[int, ...]] = {}
@@ -165,13 +170,13 @@ def hold_convolutions(model: nn.Module, size: int | Sequence[int]) -> list[str]:
     return list(grids)
 
 
-def paddings(conv: nn.Conv2d) -> tuple[int, int]:
+def _paddings(conv: nn.Conv2d) -> tuple[int, int]:
     """Zeros on either side of each axis; ValueError if the sides differ."""
     if not isinstance(conv.padding, str):
-        return tuple(conv.padding)
+        return conv.padding[0], conv.padding[1]
     reach = [d * (k - 1) if conv.padding == "same" else 0 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
     if any(r % 2 for r in reach):
         raise ValueError(
             f"a convolution with padding={conv.padding!r} and {conv.kernel_size} taps pads its sides differently"
         )
-    return tuple(r // 2 for r in reach)
+    return reach[0] // 2, reach[1] // 2

@@ -56,7 +56,7 @@ class Inflation(NamedTuple):
 
 
 @torch.no_grad()
-def inflate(source: nn.Module | Mapping[str, Tensor], model: ConvNeXt3d, *, unit_gain: bool = True) -> Inflation:
+def inflate(source: nn.Module | Mapping[str, Tensor], model: nn.Module, *, unit_gain: bool = True) -> Inflation:
     """Fill a video model from an image model of the same widths and depths, in place.
 
     What stays as it was: kernels over time, a classifier of another number of classes, and mixing layers of another kind (a

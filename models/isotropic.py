@@ -8,7 +8,7 @@ Shapes: B batch, H channels (embed_dim), the grid (height, width) is the image's
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, get_device_dtype
@@ -31,7 +31,15 @@ class IsotropicBlock(nn.Module):
         drop_path: rate at which the mixer is skipped for a whole sample.
     """
 
-    def __init__(self, dim: int, mixer: nn.Module, drop: float = 0.0, drop_path: float = 0.0, device=None, dtype=None):
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.norm = LayerNorm2d(dim, eps=1e-5, device=device, dtype=dtype)
         self.mixer = mixer
@@ -83,12 +91,12 @@ class Isotropic(nn.Module):
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         resample: str | Sequence[str] | None = None,
-        device=None,
-        dtype=None,
-        **mixer_args,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **mixer_args: Any,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.img_size = image_size(img_size)
         self.in_chans = in_chans
         self.num_classes = num_classes
@@ -96,6 +104,7 @@ class Isotropic(nn.Module):
         self.grad_checkpointing = False
 
         channels, base_size = self._samples()
+        rates: Any = calculate_drop_path_rates(drop_path_rate, depth)
         self.stem = nn.Conv2d(channels, embed_dim, 1, **dd)
         self.blocks = nn.Sequential(
             *(
@@ -106,11 +115,11 @@ class Isotropic(nn.Module):
                     drop_path=rate,
                     **dd,
                 )
-                for rate in calculate_drop_path_rates(drop_path_rate, depth)
+                for rate in rates
             )
         )
         self.feature_info = [dict(num_chs=embed_dim, reduction=1, module=f"blocks.{i}") for i in range(depth)]
-        self.norm = LayerNorm2d(embed_dim, eps=1e-5, **dd)
+        self.norm: nn.Module = LayerNorm2d(embed_dim, eps=1e-5, **dd)
         self.head = ClassifierHead(
             embed_dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, use_conv=not global_pool, **dd
         )
@@ -238,7 +247,10 @@ def isotropic_cfg(**changes: Any) -> dict[str, Any]:
     }
 
 
-def create_isotropic(cls: type[Isotropic], variant: str, pretrained: bool = False, **kwargs: Any) -> Isotropic:
+Model = TypeVar("Model", bound=Isotropic)
+
+
+def create_isotropic(cls: type[Model], variant: str, pretrained: bool = False, **kwargs: Any) -> Model:
     """A registered model of this class, as timm builds it; without an img_size, for the input size of its cfg.
 
     Raises:

@@ -19,6 +19,8 @@ from s4nd import S4ND
 from .names import counted
 from .reference_names import KERNEL, renaming, translated
 
+__all__ = ["convert_reference"]
+
 
 def convert_reference(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """A state dict of the reference implementation as one of `model`, for `model.load_state_dict`.

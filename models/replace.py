@@ -6,7 +6,7 @@
 The new layers are freshly drawn, all others keep their weights. Shapes: B batch, C channels, N tokens, (h, w) a grid.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -76,10 +76,9 @@ def replace(
         raise TypeError(f"replace sets {', '.join(taken)} by the layers it finds; they are no options")
     if s4nd_options.get("kernel", "s4") == "s4":
         s4nd_options = PAPER[target] | s4nd_options
-    if target == "depthwise":
-        found, build = find_depthwise(model), _depthwise_layer
-    else:
-        found, build = find_attention(model), AttentionMixer.of
+    depthwise = target == "depthwise"
+    found: Mapping[nn.Module, nn.Module] = find_depthwise(model) if depthwise else find_attention(model)
+    build: Callable[..., nn.Module] = _depthwise_layer if depthwise else AttentionMixer.of
     shapes = _shapes(model, set(found.values()), img_size)
     new = {}
     for old, seen in found.items():
@@ -104,7 +103,7 @@ class AttentionMixer(nn.Module):
         self.mixer = mixer
 
     @classmethod
-    def of(cls, old: nn.Module, seen: nn.Module, before: torch.Size, after: torch.Size, **options: Any):
+    def of(cls, old: Any, seen: nn.Module, before: torch.Size, after: torch.Size, **options: Any) -> "AttentionMixer":
         """In place of `old`, whose input at the trained size has the shape `before`."""
         if before != after:
             raise ValueError(
@@ -113,7 +112,7 @@ class AttentionMixer(nn.Module):
         weight = next(old.parameters())
         options |= dict(drop=old.proj_drop.p, device=weight.device, dtype=weight.dtype)
         if len(before) == 4:
-            return cls(PatchMixer(before[1], before[2:], ndim=2, **options))
+            return cls(PatchMixer(before[1], (before[2], before[3]), ndim=2, **options))
         return cls(PatchMixer(before[2], (1, before[1]), ndim=1, **options))
 
     def forward(
@@ -135,13 +134,13 @@ def _depthwise_layer(
     old: nn.Module, conv: nn.Conv2d, before: torch.Size, after: torch.Size, **options: Any
 ) -> nn.Module:
     """In place of `conv`, or of `old`, the block around it; `before` is the shape of its input at the trained size."""
-    dd = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+    dd: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
     channels = conv.out_channels // conv.in_channels
     s4nd = S4ND(conv.in_channels, ndim=2, channels=channels, base_size=before[2:], **options, **dd)
     layers: list[nn.Module] = [s4nd]
     if max(conv.stride) > 1:
-        layers.append(nn.AvgPool2d(conv.stride, ceil_mode=True))
-    elif old is not conv and channels == 1 and not s4nd.D.is_meta:
+        layers.append(nn.AvgPool2d(to_2tuple(conv.stride), ceil_mode=True))
+    elif old is not conv and channels == 1 and s4nd.D is not None and not s4nd.D.is_meta:
         nn.init.ones_(s4nd.D)
     if old is not conv:
         layers.append(nn.BatchNorm2d(conv.out_channels, **dd))

@@ -6,6 +6,7 @@ arXiv:2201.03545. Shapes: B batch, C channels; grids are (height, width).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.models import ConvNeXt, generate_default_cfgs, register_model
@@ -44,7 +45,7 @@ class S4NDConvNeXt(ConvNeXt):
         patch_size: int = 4,
         stem_type: str = "patch",
         resample: str | Sequence[str] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         timm_args, layer = split_options(kwargs)
         if "kernel_sizes" in timm_args:
@@ -92,7 +93,7 @@ PAPER = dict(kernel="s4", init="fout", dt_min=0.1, dt_max=1.0, drop_path_rate=0.
 
 
 @register_model
-def s4nd_convnext_micro(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+def s4nd_convnext_micro(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
     """3, 3, 3, 3 blocks of 64 to 512 channels, S4ND stem and downsampling: the paper's S4ND-ConvNeXt-M for Celeb-A, 9,644,206
     parameters with 40 classes (3 less than the reference's, whose dense stem has a D that it does not use)."""
     args = dict(PAPER, **MICRO, stem="s4nd", downsample="s4nd")
@@ -101,28 +102,28 @@ def s4nd_convnext_micro(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
 
 
 @register_model
-def s4nd_convnext_tiny(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+def s4nd_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
     """3, 3, 9, 3 blocks of 96 to 768 channels: the paper's S4ND-ConvNeXt-T for ImageNet, 29,980,456 parameters."""
     args = dict(PAPER, **TINY)
     return create_convnext(S4NDConvNeXt, "s4nd_convnext_tiny", pretrained, **dict(args, **kwargs))
 
 
 @register_model
-def s4nd_convnext_small(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+def s4nd_convnext_small(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
     """3, 3, 27, 3 blocks of 96 to 768 channels."""
     args = dict(PAPER, depths=(3, 3, 27, 3), dims=(96, 192, 384, 768))
     return create_convnext(S4NDConvNeXt, "s4nd_convnext_small", pretrained, **dict(args, **kwargs))
 
 
 @register_model
-def s4nd_convnext_base(pretrained: bool = False, **kwargs) -> S4NDConvNeXt:
+def s4nd_convnext_base(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
     """3, 3, 27, 3 blocks of 128 to 1024 channels."""
     args = dict(PAPER, depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024))
     return create_convnext(S4NDConvNeXt, "s4nd_convnext_base", pretrained, **dict(args, **kwargs))
 
 
 @register_model
-def convnext_micro(pretrained: bool = False, **kwargs) -> ConvNeXt:
+def convnext_micro(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
     """3, 3, 3, 3 blocks of 64 to 512 channels: the paper's ConvNeXt-M for Celeb-A, 9,237,608 parameters with 40 classes."""
     args = dict(MICRO, drop_path_rate=0.1)
     return create_convnext(ConvNeXt, "convnext_micro", pretrained, **dict(args, **kwargs))

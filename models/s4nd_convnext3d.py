@@ -62,7 +62,7 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         self.num_frames, self.img_size = size[0], size[1:]
         dt = 2 / temporal_length
         # Time: half LegS and half FouT heads, each with its own state matrix, reading the operator's first coordinate.
-        paper = dict(
+        paper: dict[str, Any] = dict(
             init=("hippo", "fout", "fout"),
             n_ssm=(None, 1, 1),
             deterministic=(True, False, False),
@@ -81,11 +81,10 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         if resample is not None:
             set_resample(self, resample)
 
-    def _grids(self, size: Grid) -> list[Grid]:
+    def _grids(self, size: tuple[int | None, int, int]) -> list[Grid]:
         """After the stem and after each stage for a clip of size (frames, height, width); frames None: time extends."""
-        frames, *image = size
-        time = frames and frames // TEMPORAL_PATCH
-        return [(time, *grid) for grid in stage_grids(tuple(image), self.patch_size, self.stem_type)]
+        time = size[0] and size[0] // TEMPORAL_PATCH
+        return [(time, *grid) for grid in stage_grids(size[1:], self.patch_size, self.stem_type)]
 
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, num_frames: int | None = None) -> None:
         """From now on the model counts as trained at img_size and num_frames (None: as before); there it computes what it
@@ -102,7 +101,7 @@ class S4NDConvNeXt3d(ConvNeXt3d):
         return no_weight_decay(self)
 
 
-def _clip_size(img_size: int | tuple[int, int], num_frames: int | None) -> Grid:
+def _clip_size(img_size: int | tuple[int, int], num_frames: int | None) -> tuple[int | None, int, int]:
     """(frames, height, width); frames None where time extends."""
     frames = num_frames if num_frames is None else operator.index(num_frames)
     if frames is not None and frames < TEMPORAL_PATCH:
@@ -119,13 +118,13 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def s4nd_convnext3d_micro(pretrained: bool = False, **kwargs) -> S4NDConvNeXt3d:
+def s4nd_convnext3d_micro(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt3d:
     """What s4nd_convnext_micro inflates to: S4ND stem and downsampling, the same resampling method."""
     args = dict(MICRO, stem="s4nd", downsample="s4nd", resample="hold+dilate")
     return create(S4NDConvNeXt3d, "s4nd_convnext3d_micro", pretrained, **dict(args, **kwargs))
 
 
 @register_model
-def s4nd_convnext3d_tiny(pretrained: bool = False, **kwargs) -> S4NDConvNeXt3d:
+def s4nd_convnext3d_tiny(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt3d:
     """The paper's S4ND-ConvNeXt-3D for HMDB-51, 31,381,587 parameters."""
     return create(S4NDConvNeXt3d, "s4nd_convnext3d_tiny", pretrained, **dict(TINY, **kwargs))

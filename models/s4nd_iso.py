@@ -5,7 +5,9 @@ Shapes: B batch, H channels, the grid (height, width) is the image's.
 """
 
 from functools import partial
+from typing import Any
 
+import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -33,12 +35,12 @@ class S4NDMixer(nn.Module):
         base_size: tuple[int, ...],
         channels: int = 1,
         drop: float = 0.0,
-        device=None,
-        dtype=None,
-        **s4nd_args,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **s4nd_args: Any,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.s4nd = S4ND(dim, ndim=len(base_size), base_size=base_size, channels=channels, **s4nd_args, **dd)
         self.act = nn.GELU()
         self.drop = nn.Dropout2d(drop)
@@ -69,11 +71,11 @@ class ConvMixer(nn.Module):
         base_size: tuple[int, int],
         kernel_size: int = 3,
         drop: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.conv = nn.Conv2d(dim, dim, kernel_size, padding="same", groups=dim, **dd)
         self.act = nn.GELU()
         self.drop = nn.Dropout2d(drop)
@@ -104,14 +106,14 @@ RESAMPLE = "hold+dilate"
 
 
 @register_model
-def s4nd_iso_tiny(pretrained: bool = False, **kwargs) -> Isotropic:
+def s4nd_iso_tiny(pretrained: bool = False, **kwargs: Any) -> Isotropic:
     """4 x 64, S4D-LegS: trains on a CPU in minutes, and in few epochs to more than S4D-Lin (docs/results/recipes.md)."""
     args = dict(embed_dim=64, depth=4, kernel="s4d", init="legs", d_state=32, dt_min=0.1, dt_max=1.0, resample=RESAMPLE)
     return _create_isotropic("s4nd_iso_tiny", pretrained, mixer=S4NDMixer, **dict(args, **kwargs))
 
 
 @register_model
-def s4nd_iso_small(pretrained: bool = False, **kwargs) -> Isotropic:
+def s4nd_iso_small(pretrained: bool = False, **kwargs: Any) -> Isotropic:
     """6 x 256, S4D-Lin: the paper's network for the change of resolution; it takes a bandlimit."""
     args = dict(
         embed_dim=256, depth=6, proj_drop_rate=0.1, kernel="s4d", init="lin", dt_min=0.1, dt_max=1.0, resample=RESAMPLE
@@ -120,7 +122,7 @@ def s4nd_iso_small(pretrained: bool = False, **kwargs) -> Isotropic:
 
 
 @register_model
-def s4nd_iso_base(pretrained: bool = False, **kwargs) -> Isotropic:
+def s4nd_iso_base(pretrained: bool = False, **kwargs: Any) -> Isotropic:
     """8 x 512, S4-LegS: the paper's S4ND-ISO for CIFAR-10, 5,282,826 parameters."""
     args = dict(
         embed_dim=512, depth=8, proj_drop_rate=0.1, kernel="s4", init="legs", dt_min=0.1, dt_max=1.0, resample=RESAMPLE
@@ -129,21 +131,21 @@ def s4nd_iso_base(pretrained: bool = False, **kwargs) -> Isotropic:
 
 
 @register_model
-def conv_iso_tiny(pretrained: bool = False, **kwargs) -> Isotropic:
+def conv_iso_tiny(pretrained: bool = False, **kwargs: Any) -> Isotropic:
     """4 x 64, depthwise 3x3: the twin of s4nd_iso_tiny."""
     args = dict(embed_dim=64, depth=4)
     return _create_isotropic("conv_iso_tiny", pretrained, mixer=ConvMixer, **dict(args, **kwargs))
 
 
 @register_model
-def conv_iso_small(pretrained: bool = False, **kwargs) -> Isotropic:
+def conv_iso_small(pretrained: bool = False, **kwargs: Any) -> Isotropic:
     """6 x 256, depthwise 3x3: the twin of s4nd_iso_small."""
     args = dict(embed_dim=256, depth=6, proj_drop_rate=0.1)
     return _create_isotropic("conv_iso_small", pretrained, mixer=ConvMixer, **dict(args, **kwargs))
 
 
 @register_model
-def conv_iso_base(pretrained: bool = False, **kwargs) -> Isotropic:
+def conv_iso_base(pretrained: bool = False, **kwargs: Any) -> Isotropic:
     """8 x 512, depthwise 3x3: the paper's Conv2D-ISO, 2,158,602 parameters."""
     args = dict(embed_dim=512, depth=8, proj_drop_rate=0.1)
     return _create_isotropic("conv_iso_base", pretrained, mixer=ConvMixer, **dict(args, **kwargs))

@@ -75,14 +75,14 @@ SEQUENCE = dict(kernel="s4d", init="lin", dt_min=0.001, dt_max=0.1, bidirectiona
 
 
 @register_model
-def s4nd_seq_tiny(pretrained: bool = False, **kwargs) -> SequenceIsotropic:
+def s4nd_seq_tiny(pretrained: bool = False, **kwargs: Any) -> SequenceIsotropic:
     """4 x 64, S4D-Lin with N = 32: trains on a CPU in minutes."""
     args = dict(SEQUENCE, embed_dim=64, depth=4, d_state=32)
     return _create("s4nd_seq_tiny", pretrained, **dict(args, **kwargs))
 
 
 @register_model
-def s4nd_seq_small(pretrained: bool = False, **kwargs) -> SequenceIsotropic:
+def s4nd_seq_small(pretrained: bool = False, **kwargs: Any) -> SequenceIsotropic:
     """6 x 256, S4D-Lin with N = 64."""
     args = dict(SEQUENCE, embed_dim=256, depth=6, proj_drop_rate=0.1)
     return _create("s4nd_seq_small", pretrained, **dict(args, **kwargs))

@@ -5,8 +5,9 @@ Nguyen et al. 2022, arXiv:2210.06583, section 4. Shapes: B batch, D embed_dim, t
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import LayerNorm, trunc_normal_
@@ -41,17 +42,17 @@ class PatchMixer(nn.Module):
         ndim: int = 1,
         channels: int = 2,
         drop: float = 0.0,
-        device=None,
-        dtype=None,
-        **s4nd_args,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **s4nd_args: Any,
     ):
         super().__init__()
         if ndim not in (1, 2):
             raise ValueError(f"mixer_ndim must be 1 (patches in raster order) or 2 (their grid), got {ndim}")
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.ndim = ndim
-        base_size = base_size if ndim == 2 else base_size[0] * base_size[1]
-        self.s4nd = S4ND(dim, ndim=ndim, base_size=base_size, channels=channels, **s4nd_args, **dd)
+        base = base_size if ndim == 2 else base_size[0] * base_size[1]
+        self.s4nd = S4ND(dim, ndim=ndim, base_size=base, channels=channels, **s4nd_args, **dd)
         self.act = nn.GELU()
         self.drop = nn.Dropout(drop)
         self.proj = nn.Linear(dim * channels, 2 * dim, **dd)
@@ -90,20 +91,24 @@ class S4NDViT(VisionTransformer):
             tokens, a position embedding and patch dropout (refused); the others go to every S4ND layer.
     """
 
-    def __init__(self, mixer_ndim: int = 1, channels: int = 2, resample: str | Sequence[str] | None = None, **kwargs):
-        timm_args = {name: kwargs.pop(name) for name in list(kwargs) if name in VIT_ARGS}
+    def __init__(
+        self, mixer_ndim: int = 1, channels: int = 2, resample: str | Sequence[str] | None = None, **kwargs: Any
+    ):
+        timm_args: dict[str, Any] = {name: kwargs.pop(name) for name in list(kwargs) if name in VIT_ARGS}
         for name, value in FIXED.items():
             if timm_args.setdefault(name, value) != value:
                 got = timm_args[name]
                 raise ValueError(f"the patches of an S4ND-ViT keep their places: {name} must be {value!r}, got {got!r}")
-        timm_args = {
+        own: dict[str, Any] = {
             "dynamic_img_size": True,
             "dynamic_img_pad": True,
             "global_pool": "avg",
             "fc_norm": False,
-        } | timm_args
+        }
+        timm_args = own | timm_args
         super().__init__(**timm_args, attn_layer=nn.Identity)
-        for block in self.blocks:
+        blocks: Iterable[Any] = self.blocks
+        for block in blocks:
             block.attn = PatchMixer(
                 self.embed_dim,
                 self._grid(),
@@ -128,7 +133,8 @@ class S4NDViT(VisionTransformer):
         img_size = None if img_size is None else image_size(img_size)
         super().set_input_size(img_size, **plain({"patch_size": patch_size}))
         h, w = self._grid()
-        for block in self.blocks:
+        blocks: Iterable[Any] = self.blocks
+        for block in blocks:
             set_base_size(block.attn, (h, w) if block.attn.ndim == 2 else h * w, rescale=True)
 
     @torch.jit.ignore
@@ -150,11 +156,11 @@ class S4NDViT(VisionTransformer):
             return self.norm(checkpoint_seq(self.blocks, x)).flatten(1, 2)
         return self.norm(self.blocks(x)).flatten(1, 2)
 
-    def forward_intermediates(self, x: Tensor, *args, output_fmt: str = "NCHW", **kwargs):
+    def forward_intermediates(self, x: Tensor, *args: Any, output_fmt: str = "NCHW", **kwargs: Any) -> Any:
         """As timm's; the final features are (B, h w, D)."""
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
-        found = super().forward_intermediates(x, *args, output_fmt="NLC", **kwargs)
+        found: Any = super().forward_intermediates(x, *args, **kwargs, output_fmt="NLC")  # type: ignore[misc]  # args end before
 
         def formatted(y: Tensor) -> Tensor:  # (B, h, w, D)
             return y.flatten(1, 2) if output_fmt == "NLC" else y.permute(0, 3, 1, 2).contiguous()
@@ -169,7 +175,7 @@ class S4NDViT(VisionTransformer):
         return [formatted(y) for y in found]
 
 
-def _cfg(url: str = "", **kwargs) -> dict:
+def _cfg(url: str = "", **kwargs: Any) -> dict:
     return {
         "url": url,
         "num_classes": 1000,
@@ -194,7 +200,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_vit(variant: str, pretrained: bool = False, **kwargs) -> S4NDViT:
+def _create_vit(variant: str, pretrained: bool = False, **kwargs: Any) -> S4NDViT:
     # S4-LegS, dt between 0.001 and 0.1 patches, stochastic depth up to 0.1, norms as torch's: the paper's for ImageNet.
     paper = dict(kernel="s4", init="legs", dt_min=0.001, dt_max=0.1, drop_path_rate=0.1)
     args = dict(paper, patch_size=16, depth=12, norm_layer=partial(LayerNorm, eps=1e-5))
@@ -203,18 +209,18 @@ def _create_vit(variant: str, pretrained: bool = False, **kwargs) -> S4NDViT:
 
 
 @register_model
-def s4nd_vit_tiny_patch16_224(pretrained: bool = False, **kwargs) -> S4NDViT:
+def s4nd_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> S4NDViT:
     """12 x 192."""
     return _create_vit("s4nd_vit_tiny_patch16_224", pretrained, **dict(dict(embed_dim=192, num_heads=3), **kwargs))
 
 
 @register_model
-def s4nd_vit_small_patch16_224(pretrained: bool = False, **kwargs) -> S4NDViT:
+def s4nd_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> S4NDViT:
     """12 x 384."""
     return _create_vit("s4nd_vit_small_patch16_224", pretrained, **dict(dict(embed_dim=384, num_heads=6), **kwargs))
 
 
 @register_model
-def s4nd_vit_base_patch16_224(pretrained: bool = False, **kwargs) -> S4NDViT:
+def s4nd_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> S4NDViT:
     """12 x 768: the paper's S4ND-ViT-B, 88,786,408 parameters."""
     return _create_vit("s4nd_vit_base_patch16_224", pretrained, **dict(dict(embed_dim=768, num_heads=12), **kwargs))

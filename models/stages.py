@@ -4,7 +4,7 @@ Shapes: C channels; grids are (height, width) or (time, height, width).
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count, pairwise
 from typing import Any
 
@@ -77,7 +77,7 @@ class ChannelsGLU(nn.Module):
         return y
 
 
-def pointwise_glu(in_chs: int, out_chs: int, ndim: int, **dd: Any) -> tuple[nn.Module, nn.Module]:
+def _pointwise_glu(in_chs: int, out_chs: int, ndim: int, **dd: Any) -> tuple[nn.Module, nn.Module]:
     """A linear map of the channels and a gated linear unit, (B, in_chs, ...) -> (B, out_chs, ...)."""
     conv = nn.Conv2d if ndim == 2 else nn.Conv3d
     return conv(in_chs, 2 * out_chs, 1, **dd), ChannelsGLU()
@@ -94,15 +94,15 @@ def s4nd_stem(
         channels: outputs of the S4ND layer.
         layer: its other arguments.
     """
-    ndim = len(size)
+    ndim, width = len(size), int(model.feature_info[0]["num_chs"])  # type: ignore[call-overload]  # timm's dicts
     return (
         S4ND(model.in_chans, ndim, out_channels=channels, base_size=size, pool=pool, **layer),
-        *pointwise_glu(channels, model.feature_info[0]["num_chs"], ndim, **_factory(layer)),
+        *_pointwise_glu(channels, width, ndim, **_factory(layer)),
         model.stem[-1],
     )
 
 
-def put_layers(stages: nn.Module, grids: Sequence[Grid], downsample: str, **layer: Any) -> None:
+def put_layers(stages: Iterable[Any], grids: Sequence[Grid], downsample: str, **layer: Any) -> None:
     """S4ND in place of the stages' mixing layers, and with downsample="s4nd" of their strided convolutions.
 
     Args:
@@ -116,7 +116,7 @@ def put_layers(stages: nn.Module, grids: Sequence[Grid], downsample: str, **laye
             stage.downsample = nn.Sequential(
                 norm,
                 S4ND(conv.in_channels, ndim, base_size=before, pool=conv.stride, **layer),
-                *pointwise_glu(conv.in_channels, conv.out_channels, ndim, **dd),
+                *_pointwise_glu(conv.in_channels, conv.out_channels, ndim, **dd),
             )
         for block in stage.blocks:
             block.conv_dw = S4ND(block.conv_dw.in_channels, ndim, base_size=grid, **layer)
@@ -126,10 +126,13 @@ def _factory(layer: Mapping[str, Any]) -> dict[str, Any]:
     return {name: layer[name] for name in ("device", "dtype")}
 
 
-def declare_size(model: nn.Module, size: Grid, grids: Sequence[Grid], **model_args: Any) -> None:
+def declare_size(
+    model: ConvNeXt, size: tuple[int, int] | tuple[int | None, int, int], grids: Sequence[Grid], **model_args: Any
+) -> None:
     """From now on the model counts as trained at `size`, where its stages meet `grids`; model_args say so to timm."""
     set_base_size(model.stem, size, rescale=True)
-    for stage, (before, grid) in zip(model.stages, pairwise(grids), strict=False):  # stages may have been pruned
+    stages: Iterable[Any] = model.stages
+    for stage, (before, grid) in zip(stages, pairwise(grids), strict=False):  # stages may have been pruned
         set_base_size(stage.downsample, before, rescale=True)
         set_base_size(stage.blocks, grid, rescale=True)
     update_model_input_size(model, size[-2:], **model_args)

@@ -11,6 +11,9 @@ sees the samples that these reach; the pooling before the classifier is a runnin
 Shapes: B batch, C channels, T frames; a patch is 2 frames.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
@@ -24,11 +27,11 @@ State = dict[str, Tensor]
 FORM, FRAME, MEAN, PATCHES = "form", "frame", "mean", "patches"  # keys beside the names of the layers
 
 
-def stream(model: S4NDConvNeXt3d) -> "Stream":
+def stream(model: nn.Module) -> "Stream":
     """The model as a function (frame, state) -> (logits, state).
 
     Args:
-        model: built with causal=True and num_frames=0, so that no output depends on what comes later.
+        model: an S4NDConvNeXt3d built with causal=True and num_frames=0, so that no output depends on what comes later.
 
     Raises:
         ValueError: a model that cannot run frame by frame; the message says how to build one.
@@ -39,7 +42,7 @@ def stream(model: S4NDConvNeXt3d) -> "Stream":
 class Stream:
     """See `stream`. It holds nothing but the model, whose later changes it follows."""
 
-    def __init__(self, model: S4NDConvNeXt3d):
+    def __init__(self, model: nn.Module):
         if not isinstance(model, S4NDConvNeXt3d):
             raise ValueError(
                 "stream needs an S4NDConvNeXt3d, such as timm.create_model('s4nd_convnext3d_tiny', causal=True, "
@@ -93,7 +96,8 @@ class Stream:
         """One patch (B, C, 2, height, width) through the features into their running mean."""
         model = self.model
         x = self._run(model.stem, x, state)
-        for stage in model.stages:
+        stages: Iterable[Any] = model.stages
+        for stage in stages:
             x = self._run(stage.blocks, self._run(stage.downsample, x, state), state)
         x = model.norm_pre(x).mean(dim=(2, 3, 4))
         x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -104,7 +108,8 @@ class Stream:
     def _logits(self, state: State) -> Tensor | None:
         if MEAN not in state:
             return None
-        features = state[MEAN].to(self.model.stem[-1].weight.dtype)
+        norm: Any = self.model.stem[-1]
+        features = state[MEAN].to(norm.weight.dtype)
         return self.model.forward_head(features[:, :, None, None, None])
 
     def _run(self, module: nn.Module, x: Tensor, state: State) -> Tensor:

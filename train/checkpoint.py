@@ -20,6 +20,8 @@ from .files import write_atomically
 from .model import build_model
 from .task import TASKS
 
+__all__ = ["Meta", "load_model", "read_checkpoint"]
+
 FORMAT_VERSION = 1
 # What torch.save writes, a zip file, and bare pickles of protocols 2 to 5.
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -42,7 +44,7 @@ class Meta:
     majority: list[int] = field(default_factory=list)  # of a multi-label task: see MultiLabel.majority
 
 
-META_TYPES = {
+META_TYPES: dict[str, Any] = {
     "epoch": int,
     "stage": int,
     "accuracy": (int, float),
@@ -54,7 +56,7 @@ META_TYPES = {
     "majority": list,
 }
 SPLITS = ("test", "validation")
-META_SINCE = {
+META_SINCE: dict[str, Any] = {
     "split": "test",
     "best": False,
     "task": "single-label",

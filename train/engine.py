@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.utils import random_seed
@@ -33,6 +34,8 @@ from .state import STATE_FILE, Position, carry_over, check_classes, find_state, 
 from .task import task_of
 from .tracking import require_wandb
 
+__all__ = ["DivergedError", "train"]
+
 
 class DivergedError(RuntimeError):
     """The loss or the weights are no longer finite."""
@@ -47,7 +50,7 @@ def train(config: Config) -> Path:
         ValueError, FileNotFoundError: the run directory, the data or the model does not fit the config.
         DivergedError: loss or weights became NaN or infinite; the checkpoints of the last good epoch are kept.
     """
-    folder = Path(config.out)
+    folder = config.folder
     if config.wandb is not None:
         require_wandb()
     place = join(choose_device(config.device))
@@ -144,7 +147,7 @@ class Trainer:
     def about(self) -> dict:
         """What the log says of the data and the task, beside each figure."""
         sampling, noise = self.config.data.sampling(), self.config.data.noise
-        about = {} if sampling is None else {"protocol": sampling.protocol()}
+        about: dict[str, Any] = {} if sampling is None else {"protocol": sampling.protocol()}
         about |= {} if noise is None else {"noise": noise}
         return about | self.task.about(self.majority, self.splits.judges.labels)
 
@@ -155,7 +158,12 @@ class Trainer:
     def epoch_record(self, loss: float, score: Score) -> dict:
         """The epoch just finished, for the log."""
         stage, judge = self.learner.stage, self.splits.judge
-        record = {"epoch": self.epoch, "stage": stage, "size": self.config.stages[stage].size, "train_loss": loss}
+        record: dict[str, Any] = {
+            "epoch": self.epoch,
+            "stage": stage,
+            "size": self.config.stages[stage].size,
+            "train_loss": loss,
+        }
         record |= {
             f"{judge}_loss": score.loss,
             f"{judge}_{self.task.metric.key}": score.accuracy,
@@ -266,7 +274,12 @@ class Trainer:
         """What `restore` needs, as tensors and plain containers; all processes must ask for it."""
         if self.position.steps:
             self.position.loss_sum = self.learner.steps().loss_sum.item()
-        progress = {"epoch": self.epoch, "step": self.step, "stage": self.learner.stage, "best": self.best}
+        progress: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "stage": self.learner.stage,
+            "best": self.best,
+        }
         progress |= {"position": asdict(self.position), "classes": self.classes, "task": self.task.name}
         return progress | self.learner.state()
 

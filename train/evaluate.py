@@ -14,6 +14,8 @@ from .model import to_input
 from .processes import sum_over_processes
 from .task import TASKS, Task
 
+__all__ = ["Score", "evaluate"]
+
 
 class Score(NamedTuple):
     """The task's metric and loss, means over all images or videos, and the number of these."""
@@ -62,7 +64,7 @@ def evaluate(
             answers = labels.numel() // len(labels)  # for each image
             totals += torch.stack([task.scores(logits, labels).sum(), criterion(logits, labels).to(totals) / answers])
             count += len(labels)
-    metric, loss, count = sum_over_processes([*totals.tolist(), count], device)
-    if not count:
+    metric, loss, seen = sum_over_processes([*totals.tolist(), count], device)
+    if not seen:
         raise ValueError("there is no image to evaluate on")
-    return Score(metric / count, loss / count, int(count))
+    return Score(metric / seen, loss / seen, int(seen))

@@ -25,7 +25,9 @@ class Feed:
         unreadable: images of this process that could not be read, in the last epoch that was seen to its end.
     """
 
-    def __init__(self, config: Config, splits: Splits, normalisation: tuple[Sequence[float], ...], place: Place):
+    def __init__(
+        self, config: Config, splits: Splits, normalisation: tuple[Sequence[float], Sequence[float]], place: Place
+    ):
         self.config, self.splits, self.place = config, splits, place
         self.rendering = config.data.rendering(normalisation)
         self.unreadable = 0
@@ -86,7 +88,8 @@ class Feed:
         loader = self.training(stage, epoch, position.batches)
         in_pairs = self.config.mixup or self.config.cutmix
         quiet = True if self.place.rank else None  # None: quiet unless on a terminal
-        batch, read = None, 0
+        batch: tuple[Tensor, Tensor] | None = None
+        read = 0
         for images, labels in tqdm(loader, desc=f"epoch {epoch + 1}", leave=False, disable=quiet):
             read += len(images)
             count = len(images) // 2 * 2 if in_pairs else len(images)  # odd after a damaged image was skipped
@@ -94,7 +97,9 @@ class Feed:
                 batch, made = (images[:count], labels[:count]), made + 1
                 yield loader.consumed, *batch
         self.unreadable = loader.unreadable
-        if batch is None and made < steps:
+        if batch is None and made == steps:
+            return
+        if batch is None:
             left = f"mixup and cutmix need two images, {read} could be read"
             why = left if read else "none of the training images could be read"
             raise ValueError(f"epoch {epoch + 1} has no batch: {why}")

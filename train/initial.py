@@ -8,6 +8,7 @@ A classifier is worth its names alone: it is taken for the same classes, each ro
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from timm.models import is_model_pretrained
 from torch import Tensor, nn
@@ -62,7 +63,8 @@ def _inflate(model: nn.Module, path: str, config: Config, classes: Sequence[str]
 
 
 def _load(model: nn.Module, path: str, config: Config, classes: Sequence[str], wanted_task: str) -> str:
-    (source, found, task), frames = _source(path), {}
+    source, found, task = _source(path)
+    frames: dict[str, Any] = {}
     if hasattr(model, "num_frames"):
         frames["num_frames"] = model.num_frames
     if isinstance(source, nn.Module):
@@ -101,7 +103,8 @@ def _in_order(value: Tensor, order: list[int]) -> Tensor:
 
 
 def _of_classifier(key: str, model: nn.Module) -> bool:
-    parts = model.pretrained_cfg["classifier"] or ()  # of a distilled model several
+    cfg: Any = model.pretrained_cfg
+    parts = cfg["classifier"] or ()  # of a distilled model several
     return any(key.startswith(f"{part}.") for part in ([parts] if isinstance(parts, str) else parts))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3, distribute_bn
@@ -38,13 +39,14 @@ class Learner:
     def __init__(self, config: Config, classes: Sequence[str], task: Task, place: Place):
         self.config, self.classes, self.task, self.place = config, classes, task, place
         self.layout = torch.channels_last if config.channels_last else torch.preserve_format
-        self.model = build_model(config, len(classes)).to(place.device, memory_format=self.layout)
+        self.model = build_model(config, len(classes)).to(place.device).to(memory_format=self.layout)
         self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True) if config.ema is not None else None
         self.criterion = task.criterion(label_smoothing=config.label_smoothing)
-        mixing = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix, "prob": config.mixup_prob}
+        mixing: dict[str, Any] = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix, "prob": config.mixup_prob}
         mixing |= {"switch_prob": config.mixup_switch_prob, "mode": config.mixup_mode}
         self.mixup = task.mixup(len(classes), **mixing) if config.mixup or config.cutmix else None
-        self.stage, self.update = -1, None
+        self.stage = -1
+        self.update: Step | None = None
 
     def initialise(self) -> None:
         """Begin with the weights that config.init names."""
@@ -115,7 +117,7 @@ class Learner:
         states = [whole_weights(model) for model in self.models()]
         self.model, *averages = (build_model(self.config, len(self.classes), self.stage) for _ in states)
         for model, state in zip([self.model, *averages], states, strict=True):
-            model.to(self.place.device, memory_format=self.layout)
+            model.to(self.place.device).to(memory_format=self.layout)
             load_weights(model, state, "the stage before")
         if self.ema:
             self.ema.module = averages[0].eval()
@@ -123,12 +125,17 @@ class Learner:
     def steps(self) -> Step:
         """The steps of the stage; made at the first one, when the weights are what they are to be."""
         if self.update is None:
-            forward = torch.compile(self.model) if self.config.compile else self.model
+            forward: Any = torch.compile(self.model) if self.config.compile else self.model
             if self.place.world_size > 1 and not is_sharded(self.model):
-                options = {"broadcast_buffers": False} if self.config.distribute_bn else {}
+                options: dict[str, Any] = {"broadcast_buffers": False} if self.config.distribute_bn else {}
                 forward = DistributedDataParallel(forward, **options)
             self.update = Step(
-                *(self.model, forward, self.optimizer, self.criterion, self.config, self.place.device),
+                self.model,
+                forward,
+                self.optimizer,
+                self.criterion,
+                self.config,
+                self.place.device,
                 mix=self.mixup,
                 ema=self.ema,
                 rank=self.place.rank,

@@ -1,6 +1,7 @@
 """From a config to a timm model at the resolution of one stage, and from pixels to its input."""
 
 from functools import lru_cache
+from typing import Any
 
 import timm
 import torch
@@ -32,7 +33,7 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
     if config.data.sampling() is not None:
         grid["num_frames"] = config.data.frames
     check_registered(name, "model.name")
-    head = {"num_classes": num_classes}
+    head: dict[str, Any] = {"num_classes": num_classes}
     if config.data.noise is not None:
         head = {"num_classes": CHANNELS, "global_pool": ""}
     args = {"pretrained": False, **head, **config.model.args}
@@ -42,7 +43,8 @@ def build_model(config: Config, num_classes: int, stage: int = 0) -> nn.Module:
         raise ValueError(f"model {name} does not take model.args {config.model.args}: {error}") from error
     _set_sampling(model, config, stage)
     mean, std = normalisation(model)
-    model.pretrained_cfg.update(mean=mean, std=std)  # of as many channels as the model has, for whoever asks the model
+    cfg: Any = model.pretrained_cfg
+    cfg.update(mean=mean, std=std)  # of as many channels as the model has, for whoever asks the model
     return model
 
 
@@ -77,20 +79,22 @@ def bring_to(model: nn.Module, stage: StageConfig, **frames: int | None) -> None
     Args:
         frames: num_frames, for models of videos.
     """
-    if not hasattr(model, "set_input_size"):
+    resize: Any = getattr(model, "set_input_size", None)
+    if resize is None:
         return
     methods = {module: module.resample for module in model.modules() if isinstance(module, S4ND)}
     if methods and stage.resample in (None, "continuous"):
         set_resample(model, "continuous")
-    model.set_input_size(img_size=stage.size, **frames)
+    resize(img_size=stage.size, **frames)
     for layer, method in methods.items():
         layer.resample = method
 
 
 def _set_sampling(model: nn.Module, config: Config, stage: int) -> None:
     set_bandlimit(model, config.stages[stage].bandlimit)
-    if config.stages[stage].resample is not None:
-        set_resample(model, config.stages[stage].resample)
+    method = config.stages[stage].resample
+    if method is not None:
+        set_resample(model, method)
 
 
 @torch.no_grad()
@@ -122,12 +126,14 @@ def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
     timm says them of colour images, whatever the channels of the model. Those of a grey model are their luma: the mean of
     luma is the luma of the means, and so is the std where the colours of an image go up and down together.
     """
-    mean, std = tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
+    cfg: Any = model.pretrained_cfg
+    mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
     if 0 in std:
         raise ValueError(f"the std of every channel of the input must not be 0, got pretrained_cfg['std']={std}")
     if channels(model) != 1 or len(mean) == 1:
         return mean, std
-    return tuple((sum(weight * x for weight, x in zip(LUMA, values, strict=True)) / 1000,) for values in (mean, std))
+    mean, std = ((sum(weight * x for weight, x in zip(LUMA, values, strict=True)) / 1000,) for values in (mean, std))
+    return mean, std
 
 
 def to_input(images: Tensor, model: nn.Module, device: torch.device) -> Tensor:

@@ -1,5 +1,7 @@
 """The optimizer over the parameter groups of s4nd, and the learning rate of every step."""
 
+from typing import Any
+
 from timm.models import group_parameters
 from timm.optim import Muon
 from timm.scheduler import create_scheduler_v2
@@ -43,9 +45,10 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     Raises:
         ValueError: the model has no `group_matcher`, or it knows one layer only.
     """
-    if not hasattr(model, "group_matcher"):
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is None:
         raise ValueError(f"optim.layer_decay: {type(model).__name__} does not say its layers: it has no group_matcher")
-    layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    layers = group_parameters(model, matcher(coarse=False), reverse=True)
     top = max(layers.values())
     if top == 0:
         raise ValueError(f"optim.layer_decay: all parameters of {type(model).__name__} are of one layer")

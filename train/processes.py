@@ -66,9 +66,9 @@ def from_first(make: Callable[[], T]) -> T:
         except Exception as error:
             box = [(None, error)]
     dist.broadcast_object_list(box)
-    value, error = box[0]
-    if error is not None:
-        raise error
+    value, raised = box[0]
+    if raised is not None:
+        raise raised
     return value
 
 

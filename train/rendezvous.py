@@ -20,7 +20,7 @@ URL = f"{SCHEME}://"
 POLL_SECONDS = 0.01
 
 
-def meet(url: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
+def _meet(url: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
     """torch's `env://`, in a part of its store that is this attempt's; a handler of `init_process_group`.
 
     Yields:
@@ -46,7 +46,8 @@ def agree(store: dist.Store, rank: int, world_size: int) -> str:
         name = store.get(f"{SCHEME}/answer/{own}").decode()
         store.set(f"{SCHEME}/thanks/{name}/{rank}", "")
         return name
-    deadline = time.monotonic() + store.timeout / timedelta(seconds=1)
+    limit: timedelta = store.timeout  # type: ignore[attr-defined]  # torch does not say that it has one
+    deadline = time.monotonic() + limit / timedelta(seconds=1)
     silent = set(range(1, world_size))
     while silent:
         for other in silent:
@@ -55,9 +56,9 @@ def agree(store: dist.Store, rank: int, world_size: int) -> str:
                 store.set(f"{SCHEME}/answer/{asked}", own)
         silent = {other for other in silent if not store.check([f"{SCHEME}/thanks/{own}/{other}"])}
         if silent and time.monotonic() > deadline:
-            raise dist.DistStoreError(f"processes {sorted(silent)} of {world_size} did not come within {store.timeout}")
+            raise dist.DistStoreError(f"processes {sorted(silent)} of {world_size} did not come within {limit}")
         time.sleep(POLL_SECONDS if silent else 0)
     return own
 
 
-register_rendezvous_handler(SCHEME, meet)
+register_rendezvous_handler(SCHEME, _meet)

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -34,8 +35,9 @@ class Requests:
     def __init__(self, minutes: float | None = None):
         self.seconds = None if minutes is None else 60 * minutes
         self.saved = time.monotonic()
-        self.wish, self.signal_number = 0, signal.SIGTERM
-        self.group, self.pending = None, None
+        self.wish, self.signal_number = 0, int(signal.SIGTERM)
+        self.group: Any = None  # of processes
+        self.pending: Any = None  # the answer of the step before, with its tensor
 
     def __enter__(self) -> "Requests":
         self.before = {}

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import ClipSampling, ImageTransforms, Rendering, make_loader
+from .data import ClipSampling, ImageDataset, ImageTransforms, Rendering, VideoDataset, make_loader
 from .evaluate import evaluate
 from .files import write_atomically
 from .model import check_runs, to_input
 from .task import ACCURACY, Metric, task_of
+
+__all__ = ["Curve", "SizeRefused", "conclusion", "evaluate_sizes", "plot", "read_curves", "save_curves", "table"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class SizeRefused(ValueError):
 
 def evaluate_sizes(
     model: nn.Module,
-    dataset,
+    dataset: ImageDataset | VideoDataset,
     sizes: Sequence[int],
     *,
     batch_size: int = 128,
@@ -124,8 +126,9 @@ def conclusion(curves: Sequence[Curve], metric: Metric = ACCURACY) -> str:
 
 
 def _change(curve: Curve, metric: Metric) -> str:
-    home = curve.trained_size if curve.trained_size in curve.accuracy else min(curve.accuracy)
-    trained = " (trained)" if home == curve.trained_size else ""
+    own = curve.trained_size
+    home = own if own is not None and own in curve.accuracy else min(curve.accuracy)
+    trained = " (trained)" if home == own else ""
     start = f"{curve.name}: {metric.show(curve.accuracy[home])} at {home}{trained}"
     far = max(curve.accuracy, key=lambda size: (max(size, home) / min(size, home), size))
     if far == home:
@@ -135,7 +138,7 @@ def _change(curve: Curve, metric: Metric) -> str:
     return f"{start}, {metric.show(curve.accuracy[far])} at {far}: {change}"
 
 
-def require_matplotlib():
+def require_matplotlib() -> Any:
     """matplotlib.figure, drawn without a display; ImportError names the extra that installs it."""
     try:
         from matplotlib import figure
@@ -160,7 +163,7 @@ def plot(curves: Sequence[Curve], path: str | Path, metric: Metric = ACCURACY) -
     return path
 
 
-def plot_curves(curves: Sequence[Curve], metric: Metric = ACCURACY):
+def plot_curves(curves: Sequence[Curve], metric: Metric = ACCURACY) -> Any:
     """The figure of `plot`."""
     figure = require_matplotlib().Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -170,7 +173,7 @@ def plot_curves(curves: Sequence[Curve], metric: Metric = ACCURACY):
         y = [metric.scale * curve.accuracy[size] for size in x]
         line, color = ("o-", f"C{i}") if curve.trained_size is not None else (".--", "0.4")
         axes.plot(x, y, line, color=color, markersize=4, label=_shorten(curve.name))
-        if curve.trained_size in curve.accuracy:
+        if curve.trained_size is not None and curve.trained_size in curve.accuracy:
             home = metric.scale * curve.accuracy[curve.trained_size]
             axes.plot([curve.trained_size], [home], "*", color=color, markersize=16, markeredgecolor="white")
     axes.plot([], [], "*", color="0.4", markersize=12, linestyle="none", label="trained at this size")

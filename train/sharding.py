@@ -36,7 +36,7 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+def whole_weights(model: nn.Module) -> dict[str, Any]:
     """The state dict, put together where it is divided; all processes must ask for it."""
     return get_model_state_dict(model, options=WHOLE) if is_sharded(model) else model.state_dict()
 

@@ -1,6 +1,6 @@
 """The images or videos of a run: those it trains on, and those that judge it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import distributed as dist
 
@@ -39,8 +39,8 @@ def open_splits(data: DataConfig, place: Place) -> Splits:
     """
     if place.rank > 0:
         dist.barrier()
-    source = {"lists": data.lists, "official_split": data.split, "reading": data.reading()}
-    train_set = build_dataset(data.name, data.root, "train", limit=data.train_limit, **source)
+    source: dict[str, Any] = {"lists": data.lists, "official_split": data.split, "reading": data.reading()}
+    train_set: Any = build_dataset(data.name, data.root, "train", limit=data.train_limit, **source)
     if data.val_fraction is None:
         judges = build_dataset(data.name, data.root, "test", limit=data.test_limit, **source)
         splits = Splits(train_set, judges, "test")

@@ -62,7 +62,7 @@ def save_state(folder: Path, config: Config, state: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue(), before=keep_previous)
 
 
-def load_state(folder: Path, config: Config) -> dict[str, Any]:
+def _load_state(folder: Path, config: Config) -> dict[str, Any]:
     """The state of the run in `folder`, if it is a run of this config. The last stage may have got more epochs.
 
     Where the newest is damaged or missing, the one before it, with a warning.
@@ -82,7 +82,7 @@ def load_state(folder: Path, config: Config) -> dict[str, Any]:
         logger.warning("%s; the state before it is taken, %s, and what came after it is trained anew", error, previous)
         state = _read(previous)
     kept = config_to_dict(config_from_dict(state["config"], str(path)))  # with the keys that are new since
-    differing = config_differences(kept, config_to_dict(config))
+    differing = _config_differences(kept, config_to_dict(config))
     if differing:
         raise ValueError(f"{folder} holds a run with another config: {'; '.join(differing)}")
     return state
@@ -129,20 +129,20 @@ def find_state(config: Config) -> dict[str, Any] | None:
     """The state that config.resume asks to continue from, None for a new run.
 
     Raises:
-        ValueError: config.out holds a run that would be overwritten; otherwise as `load_state`.
+        ValueError: config.out holds a run that would be overwritten; otherwise as `_load_state`.
     """
-    out = Path(config.out)
-    source = out if config.resume in (None, "auto") else Path(config.resume)
+    out = config.folder
+    source = out if config.resume is None or config.resume == "auto" else Path(config.resume)
     occupied = (out / STATE_FILE).exists() or (out / PREVIOUS_FILE).exists()
     if occupied and (config.resume is None or source.resolve() != out.resolve()):
         raise ValueError(f"{out} already holds a run: continue it with resume=auto, or choose another out=")
-    return load_state(source, config) if occupied or config.resume not in (None, "auto") else None
+    return _load_state(source, config) if occupied or config.resume not in (None, "auto") else None
 
 
 def carry_over(config: Config, state: dict[str, Any]) -> None:
     """The files of a run that is continued in another folder, so that this one holds all that a run leaves."""
-    out, source = Path(config.out), Path(config.resume)
-    if config.resume == "auto" or source.resolve() == out.resolve():
+    out = config.folder
+    if config.resume is None or config.resume == "auto" or (source := Path(config.resume)).resolve() == out.resolve():
         return
     for name in ("best.safetensors", "last.safetensors", "log.jsonl", "steps.jsonl"):
         if (source / name).is_file():
@@ -150,7 +150,7 @@ def carry_over(config: Config, state: dict[str, Any]) -> None:
     save_state(out, config, state)
 
 
-def config_differences(old: dict, new: dict) -> list[str]:
+def _config_differences(old: dict, new: dict) -> list[str]:
     """'key: old, now new' for every key that differs and must not."""
     before, after = flatten(old), flatten(new)
     exempt = EXEMPT | {f"stages.{len(new['stages']) - 1}.epochs"}

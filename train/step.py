@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from timm.utils import ModelEmaV3, random_seed
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -20,7 +21,7 @@ from s4nd.ops.precision import widest
 
 from .config import Config
 from .model import to_input
-from .sharding import is_sharded, whole
+from .sharding import whole
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -64,7 +65,7 @@ class Step:
         self.images = images
         self.bad_step = torch.zeros((), dtype=torch.int64, device=self.device)  # 0: none
         self.grad_norm: Tensor | None = None
-        self.loss: Tensor | None = None
+        self.loss = torch.full_like(self.loss_sum, torch.nan)
 
     def read(self) -> tuple[int, float, float]:
         """The first step whose loss was not finite, 0 if there was none, the last step's loss and the norm of its gradient, NaN
@@ -138,7 +139,7 @@ class Step:
 
     def _alone(self, alone: bool) -> contextlib.AbstractContextManager:
         """Gradients of a micro-batch that is not the last one are not exchanged."""
-        if is_sharded(self.model):
+        if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(not alone)
         if alone and isinstance(self.forward, DistributedDataParallel):
             return self.forward.no_sync()

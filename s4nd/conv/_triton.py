@@ -37,12 +37,12 @@ def backward(
     of_u, of_skip, *of_kernels = needed
     (R, C, H), B = kernels[0].shape[:3], len(u)
     u, grad = u.contiguous(), grad.contiguous()
-    rows, N, unit = plane_tile(u.shape[2:], pool, R * C)
+    rows, N, unit = _tile(u.shape[2:], pool, R * C)
     capability = torch.cuda.get_device_capability(u.device) if u.is_cuda else (9, 0)
     together = in_one(u.dtype, rows, capability)
     grad_u = torch.empty_like(u) if of_u else None
     with_u = of_u and together and R * C == 1 and of_kernels[0]
-    if of_u and not with_u:
+    if grad_u is not None and not with_u:
         _apply(grad, kernels, skip, grad_u[:, None], pool, adjoint=True)
     part, parts = _parts(B, rows // u.shape[2], R * C * H, GRADIENT_PROGRAMS)
     scratch = [
@@ -72,7 +72,7 @@ def backward(
                     **options,
                     **compiler_options(rows, unit, True),
                 )
-    grad_skip = scratch[0][:, :, 0].sum(0) if of_skip else None  # which every r found
+    grad_skip = None if scratch[0] is None else scratch[0][:, :, 0].sum(0)  # which every r found
     lags = [
         central(x.sum(0), n).transpose(0, 1) if x is not None else None
         for x, n in zip(scratch[1:], u.shape[2:], strict=True)
@@ -96,10 +96,18 @@ def _apply(
         )  # fmt: skip
 
 
+def _tile(size: Sequence[int], pool: Sequence[int], pairs: int) -> tuple[int, int, int]:
+    """`plane_tile` of a plane that fits, which is asked before one comes here."""
+    tile = plane_tile(size, pool, pairs)
+    if tile is None:
+        raise ValueError(f"no tile holds a plane of {tuple(size)} samples with {pairs} kernels of a head and {pool=}")
+    return tile
+
+
 def _geometry(full: Tensor, pool: Sequence[int], pairs: int) -> tuple[tuple, dict]:
     """Arguments of both kernels from n1 on, for a signal (B, H, n_1, n_2) before pooling."""
     (n1, n2), (p1, p2) = full.shape[2:], pool
-    rows, N, unit = plane_tile((n1, n2), pool, pairs)
+    rows, N, unit = _tile((n1, n2), pool, pairs)
     precision = "tf32"  # float32 is here only where that is allowed, see conv/fused.py
     options = {"POOLED": p1 * p2 > 1, "UNIT": unit, "ROWS": rows, "N": N, "PRECISION": precision}
     return (n1, n2 // unit, n1 // p1, n2 // p2 // unit, p1, p2, 1 / (p1 * p2)), options

@@ -128,7 +128,7 @@ def backward(
     of_u, of_skip, *of_kernels = needed
     grad, u, kernels = grad.contiguous(), u.contiguous()[:, None], by_pair(kernels)
     C, R, D = *kernels[0].shape[:2], len(kernels)
-    signals = _signals(u, kernels) if any(of_kernels[:-1]) else [None] * (D - 1) + [u]
+    signals = _signals(u, kernels) if any(of_kernels[:-1]) else [u] * D  # the last is all that is read
     z, grad_k = grad, []
     for axis, k in enumerate(kernels):
         grad_k.append(_kernel_gradient(z, signals[axis], k, axis) if of_kernels[axis] else None)

@@ -60,13 +60,13 @@ def backward(
     (R, C), D = kernels[0].shape[:2], len(kernels)
     of_u, of_skip, *of_k = needed
     grad_u = torch.empty_like(u) if of_u else None
-    grad_skip = torch.empty_like(skip) if of_skip else None
+    grad_skip = torch.empty_like(skip) if of_skip and skip is not None else None
     grad_k = [torch.empty_like(k) if wanted else None for k, wanted in zip(kernels, of_k, strict=True)]
     for heads, (x, g, total, spare, *inner) in _blocks(u, D + 4):
         _read(u[:, heads], x, spare)
         for c in range(C):
             _read(grad[:, c, heads], g, spare)
-            if of_skip:
+            if grad_skip is not None:
                 grad_skip[c, heads] = torch.mul(g, x, out=spare).flatten(1).sum(1)
             if of_u and skip is not None:
                 total.addcmul_(g, _factors(skip[c, heads], g)) if c else torch.mul(
@@ -76,13 +76,13 @@ def backward(
                 operators = _operators(kernels, along, r, c, heads)
                 signals, z = _inner_signals(x, operators, inner), g
                 for axis, operator in enumerate(operators):
-                    if grad_k[axis] is not None:
-                        grad_k[axis][r, c, heads] = operator.kernel_grad(z, signals[axis], axis)
+                    if (of_axis := grad_k[axis]) is not None:
+                        of_axis[r, c, heads] = operator.kernel_grad(z, signals[axis], axis)
                     if axis < D - 1:
                         z = operator.adjoint(z, axis, inner[-1] if axis % 2 else spare)
                     elif of_u:
                         operator.adjoint(z, axis, total, add=skip is not None or (c, r) != (0, 0))
-        if of_u:
+        if grad_u is not None:
             grad_u[:, heads].copy_(_from_block(total))
     return grad_u, grad_skip, *grad_k
 

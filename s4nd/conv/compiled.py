@@ -4,6 +4,8 @@ A compiled graph holds it as one node, with another for its backward pass. The c
 at every call, so that a size leaves no guard in the graph; and loops over blocks are not unrolled into it.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ def conv(u: Tensor, skip: Tensor | None, kernels: list[Tensor], algorithm: str, 
 
 
 @torch.library.custom_op("s4nd::conv_backward", mutates_args=())
-def conv_backward(
+def _conv_backward(
     grad: Tensor,
     u: Tensor,
     skip: Tensor | None,
@@ -31,27 +33,35 @@ def conv_backward(
 
 
 @conv.register_fake
-def _(u, skip, kernels, algorithm, pool):
+def _(u: Tensor, skip: Tensor | None, kernels: list[Tensor], algorithm: str, pool: list[int]) -> Tensor:
     return own.empty_output(u, kernels, algorithm, pool)
 
 
-@conv_backward.register_fake
-def _(grad, u, skip, kernels, algorithm, pool, needed):
+@_conv_backward.register_fake
+def _(
+    grad: Tensor,
+    u: Tensor,
+    skip: Tensor | None,
+    kernels: list[Tensor],
+    algorithm: str,
+    pool: list[int],
+    needed: list[bool],
+) -> list[Tensor]:
     layout = torch.contiguous_format if algorithm in fused.FORMS else torch.preserve_format
     inputs = zip((u, skip, *kernels), needed, strict=True)
-    return [torch.empty_like(x, memory_format=layout) for x, wanted in inputs if wanted]
+    return [torch.empty_like(x, memory_format=layout) for x, wanted in inputs if wanted and x is not None]
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     u, skip, kernels, ctx.algorithm, ctx.pool = inputs
     ctx.save_for_backward(u, skip, *kernels)
 
 
-def _backward(ctx, grad: Tensor):
+def _backward(ctx: Any, grad: Tensor) -> tuple:
     u, skip, *kernels = ctx.saved_tensors
     of_u, of_skip, of_kernels, *_ = ctx.needs_input_grad
     needed = [of_u, of_skip, *of_kernels]
-    grads = iter(conv_backward(grad, u, skip, kernels, ctx.algorithm, ctx.pool, needed))
+    grads = iter(_conv_backward(grad, u, skip, kernels, ctx.algorithm, ctx.pool, needed))
     of_u, of_skip, *of_kernels = (next(grads) if wanted else None for wanted in needed)
     return of_u, of_skip, of_kernels, None, None
 

@@ -19,8 +19,9 @@ def dense_conv(u: Tensor, kernels: list[Tensor]) -> Tensor:
     K = outer_product(kernels)
     y = torch.zeros(u.shape[0], K.shape[0], *u.shape[1:], dtype=u.dtype, device=u.device)
     for lag in itertools.product(*(range(-(n - 1), n) for n in u.shape[2:])):
-        value = K[(..., *(n - 1 + i for i, n in zip(lag, u.shape[2:], strict=True)))]  # (C, H)
-        to = tuple(slice(max(i, 0), n + min(i, 0)) for i, n in zip(lag, u.shape[2:], strict=True))
-        source = tuple(slice(max(-i, 0), n + min(-i, 0)) for i, n in zip(lag, u.shape[2:], strict=True))
-        y[(..., *to)] += value.reshape(*value.shape, *([1] * len(lag))) * u[:, None][(..., *source)]
+        at: tuple = (..., *(n - 1 + i for i, n in zip(lag, u.shape[2:], strict=True)))
+        to: tuple = (..., *(slice(max(i, 0), n + min(i, 0)) for i, n in zip(lag, u.shape[2:], strict=True)))
+        source: tuple = (..., *(slice(max(-i, 0), n + min(-i, 0)) for i, n in zip(lag, u.shape[2:], strict=True)))
+        value = K[at]  # (C, H)
+        y[to] += value.reshape(*value.shape, *([1] * len(lag))) * u[:, None][source]
     return y

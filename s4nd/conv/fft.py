@@ -37,7 +37,7 @@ def fft_along(u: Tensor, k: Tensor, axis: int, *, summed: bool = False) -> Tenso
     Transforms are taken in float32 at least: half precision has no FFT of every length.
     """
     x, n = u.to(torch.promote_types(u.dtype, torch.float32)), u.shape[axis]
-    length = circle(n)
+    length = _circle(n)
     spectrum = _spectrum(k.to(x.dtype), length)[:, :, None]  # (R, C, 1, H, F)
     spectrum = spectrum.reshape(*spectrum.shape[:-1], *([1] * (u.ndim - 5)), spectrum.shape[-1]).movedim(-1, axis)
     y = torch.fft.irfft(torch.fft.rfft(x, n=length, dim=axis) * spectrum, n=length, dim=axis).narrow(axis, 0, n)
@@ -49,7 +49,7 @@ class Spectrum:
 
     def __init__(self, k: Tensor):
         self.n = (k.shape[-1] + 1) // 2
-        self.length = circle(self.n)
+        self.length = _circle(self.n)
         self.spectrum = _spectrum(k, self.length)  # (h, F)
 
     def __call__(self, x: Tensor, axis: int, out: Tensor, *, add: bool = False) -> Tensor:
@@ -77,7 +77,7 @@ class Spectrum:
         return torch.fft.rfft(x.movedim(_place(x, axis), -1), n=self.length)
 
 
-def circle(n: int) -> int:
+def _circle(n: int) -> int:
     """A length on which lags -(n-1) .. n-1 each have their own place."""
     return fast_length(2 * n - 1)
 

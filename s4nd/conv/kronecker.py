@@ -57,18 +57,18 @@ def backward(
     """Gradients of u, skip and the kernels, given that of y; None where `needed` is false."""
     of_u, of_skip, *of_k = needed
     grad_u = torch.empty_like(u) if of_u else None
-    grad_skip = torch.empty_like(skip) if of_skip else None
+    grad_skip = torch.empty_like(skip) if of_skip and skip is not None else None
     grad_k = [torch.empty_like(k) for k in kernels]
     for heads in _blocks(kernels):
         grads = [_rows(grad[:, c, heads]) for c in range(grad.shape[1])]  # (h, B, n)
-        if of_u:
+        if grad_u is not None:
             K = one_matrix([k[:, :, heads] for k in kernels])
-            total = sum(_product(g, K[c], skip, c, heads) for c, g in enumerate(grads))
+            total = reduce(torch.add, (_product(g, K[c], skip, c, heads) for c, g in enumerate(grads)))
             grad_u[:, heads] = total.transpose(0, 1).unflatten(-1, u.shape[2:])
-        if of_skip or any(of_k):
+        if grad_skip is not None or any(of_k):
             rows = _rows(u[:, heads])
             grad_K = torch.stack([torch.bmm(g.mT, rows) for g in grads])  # (C, h, n, n)
-            if of_skip:
+            if grad_skip is not None:
                 grad_skip[:, heads] = grad_K.diagonal(dim1=-2, dim2=-1).sum(-1)
             parts = _factor_grads(grad_K, [toeplitz_matrix(k[:, :, heads]) for k in kernels])
             for whole, part in zip(grad_k, parts, strict=True):

@@ -1,6 +1,7 @@
 """The convolution with a backward pass of its own, on a CPU or fused on a GPU: pure functions, and their autograd function."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +39,11 @@ def backward(
     algorithm: str,
     pool: Sequence[int],
     needed: Sequence[bool],
-) -> list[Tensor | None]:
+) -> Sequence[Tensor | None]:
     """Gradients of u, skip and the kernels, given that of y; None where `needed` is false."""
     if len(u) == 0:
-        return [torch.zeros_like(x) if wanted else None for x, wanted in zip((u, skip, *kernels), needed, strict=True)]
+        inputs = zip((u, skip, *kernels), needed, strict=True)
+        return [torch.zeros_like(x) if wanted and x is not None else None for x, wanted in inputs]
     if algorithm in fused.FORMS:
         return fused.backward(algorithm, grad, u, kernels, skip, pool, needed)
     along = choose(len(u), u.shape[2:], algorithm)
@@ -62,13 +64,13 @@ class OwnConv(torch.autograd.Function):
     """`OwnConv.apply(u, skip, algorithm, pool, *kernels)`."""
 
     @staticmethod
-    def forward(ctx, u: Tensor, skip: Tensor | None, algorithm: str, pool: Sequence[int], *kernels: Tensor) -> Tensor:
+    def forward(ctx: Any, u: Tensor, skip: Tensor | None, algorithm: str, pool: list[int], *kernels: Tensor) -> Tensor:
         ctx.algorithm, ctx.pool = algorithm, pool
         ctx.save_for_backward(u, skip, *kernels)
         return forward(u, skip, kernels, algorithm, pool)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, skip, *kernels = ctx.saved_tensors
         if autodiff.wanted():
             along = choose(len(u), u.shape[2:], ctx.algorithm)

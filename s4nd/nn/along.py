@@ -4,6 +4,7 @@ Shapes: B batch, G inner channels, k of them for each channel of the input, n sa
 """
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,9 @@ class AxisConv(nn.Module):
         pool: p, of the pooling after it.
     """
 
+    if TYPE_CHECKING:  # TorchScript would take an annotation for an attribute
+        weight: Tensor
+
     def __init__(self, k: Tensor, groups: int, sizes: list[int], axis: int, taps: int, pool: int):
         super().__init__()
         D = len(sizes)
@@ -87,12 +91,17 @@ class AxisSpectrum(nn.Module):
     """The same as products with a discrete Fourier transform there and back, in real arithmetic: matrices that all channels
     share, and numbers of each channel between them; arguments and shapes as of AxisConv."""
 
+    if TYPE_CHECKING:
+        there: Tensor
+        response: Tensor
+        back: Tensor
+
     def __init__(self, k: Tensor, groups: int, sizes: list[int], axis: int, taps: int, pool: int):
         super().__init__()
         n = sizes[axis]
         D = len(sizes)
         self.before, self.after = order(D + 2, axis + 2, D + 1), order(D + 2, D + 1, axis + 2)
-        where = dict(dtype=widest(k.device), device=k.device)
+        where: dict[str, Any] = dict(dtype=widest(k.device), device=k.device)
         angle = (math.pi / n) * torch.arange(n, **where)[:, None] * torch.arange(n + 1, **where)  # of 2n samples
         half = torch.tensor([0.5] + [1.0] * (n - 1) + [0.5], **where)
         back = torch.cat([half * angle.cos(), -half * angle.sin()], dim=-1) / n  # (n, 2n + 2)

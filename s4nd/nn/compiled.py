@@ -25,7 +25,7 @@ def evaluate(u: Tensor, values: list[Tensor], number: Tensor, shape: list[int]) 
 
 
 @evaluate.register_fake
-def _(u, values, number, shape):
+def _(u: Tensor, values: list[Tensor], number: Tensor, shape: list[int]) -> Tensor:
     if u.is_contiguous():
         return u.new_empty(shape)
     return u.new_empty(shape[0], *shape[2:], shape[1]).movedim(-1, 1)

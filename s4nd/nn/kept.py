@@ -11,21 +11,24 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from s4nd.nn.kernels import SSMKernel
 
+if TYPE_CHECKING:
+    from s4nd.nn.s4nd import S4ND
+
 # Kept values of a layer: a grid or two, each in a few precisions, or those of recurrent mode.
 ENTRIES = 8
 
 _numbers = itertools.count()
-_layers: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+_layers: "weakref.WeakValueDictionary[int, S4ND]" = weakref.WeakValueDictionary()
 
 
-def layer_of_number(number: int) -> nn.Module:
+def layer_of_number(number: int) -> "S4ND":
     """The layer that a `Kept` of this number belongs to."""
     return _layers[number]
 
@@ -61,7 +64,7 @@ class Kept:
         self._made: tuple[Numbers | None, dict[Hashable, Any]] = None, {}  # replaced as a whole: readers need no lock
         self._frozen, self._lock = 0, threading.Lock()
 
-    def belong_to(self, layer: nn.Module) -> None:
+    def belong_to(self, layer: "S4ND") -> None:
         """Of a new layer, or of a copy of one."""
         _layers[int(self.number)] = layer
 
@@ -83,9 +86,9 @@ class Kept:
         known = made_from is not None and made_from.equal(present)
         if known and key in values:
             return values[key]
-        made_from = made_from if known else present.copy()
-        value = _plainly(compute)
-        if made_from.equal(numbers()):  # else another thread has changed them meanwhile
+        made_from = present.copy() if made_from is None or not known else made_from
+        value, now = _plainly(compute), numbers()
+        if now is not None and made_from.equal(now):  # else another thread has changed them meanwhile
             before = list(values.items())[1 - ENTRIES :] if known else []
             self._made = made_from, dict([*before, (key, value)])
         return value
@@ -125,7 +128,7 @@ def numbers_of(settings: tuple, kernels: Iterable[SSMKernel], tensors: Sequence[
         if configuration is None:
             return None
         settings += configuration
-        found += kernel._parameters.values()
+        found += [p for p in kernel._parameters.values() if p is not None]
     if all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in found):
         return Numbers(settings, tuple(found))
     return None
@@ -142,7 +145,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             for images in loader:
                 model(images)
     """
-    kept = [module.kept for module in model.modules() if isinstance(getattr(module, "kept", None), Kept)]
+    found = (getattr(module, "kept", None) for module in model.modules())
+    kept = [one for one in found if isinstance(one, Kept)]
     for one in kept:
         one.freeze(1)
     try:

@@ -28,7 +28,8 @@ def settings_of(model: nn.Module) -> dict[str, Settings]:
     names = {id(param): name for name, param in model.named_parameters()}
     found: dict[str, Settings] = {}
     for module in model.modules():
-        said = module.optim_settings() if callable(getattr(module, "optim_settings", None)) else {}
+        say = getattr(module, "optim_settings", None)
+        said = say() if callable(say) else {}
         for name, param in module.named_parameters() if said else ():
             replaced = REPLACED.fullmatch(name)
             own = said.get(replaced["name"] if replaced and name not in said else name)
@@ -70,5 +71,5 @@ def param_groups(
 
 def _skipped(model: nn.Module) -> set[str]:
     """What timm's models say, under the names that the parameters have in a model that wraps one of them."""
-    models = [(prefix, m) for prefix, m in model.named_modules() if callable(getattr(m, "no_weight_decay", None))]
-    return {f"{prefix}.{name}".lstrip(".") for prefix, m in models for name in m.no_weight_decay()}
+    said = [(prefix, getattr(module, "no_weight_decay", None)) for prefix, module in model.named_modules()]
+    return {f"{prefix}.{name}".lstrip(".") for prefix, say in said if callable(say) for name in say()}

@@ -10,8 +10,8 @@ Shapes: B batch, H channels, C outputs per input channel (all outputs of the den
 along axis i after pooling, G = H C R inner channels, in this order.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from s4nd.conv import separable_conv
 from s4nd.conv.pooling import average_pool
 from s4nd.nn.along import AxisConv, AxisSpectrum, order
+
+if TYPE_CHECKING:
+    from s4nd.nn.s4nd import S4ND
 
 # Multiplications per sample up to which convolutions of all axes win on a CPU over what `separable_conv` takes, by the layout
 # of the signal, and for a single axis. On two cores, batch 8, ms of convolutions against the others: 768 x 7 x 7 2.1 and 2.3
@@ -60,14 +63,17 @@ class Plan(nn.Module):
         form: what computes it; None for a plan that its first input completes.
     """
 
+    if TYPE_CHECKING:  # TorchScript would take annotations for attributes, and the comments of mypy for types
+        form: Any
+
     def __init__(self, size: Sequence[int], form: nn.Module | None):
         super().__init__()
         self.size, self.form = list(size), form
         self._source: tuple = ()  # in a tuple: its parameters are not the plan's
 
     @classmethod
-    def completed_by_input(cls, layer: nn.Module, size: Sequence[int] | None) -> "Plan":
-        """A plan of `layer` (any module with `plan(size)`) that takes the grid of its first input, whatever it is.
+    def completed_by_input(cls, layer: "S4ND", size: Sequence[int] | None) -> "Plan":
+        """A plan of `layer` that takes the grid of its first input, whatever it is.
 
         Scripted, traced or exported before that it is of `size`, if that is known.
         """
@@ -102,7 +108,7 @@ class Plan(nn.Module):
         plan = Plan(self.size, self.form)
         return plan.train(self.training)
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Plan":
         for layer in self._source:
             layer._apply(fn, recurse)
         return super()._apply(fn, recurse)
@@ -130,10 +136,9 @@ def make_plan(kernels: Kernels, dtype: torch.dtype, *, layout: str | None = None
         layout: of the signals, "contiguous" or "channels last", for the form that is quickest for them at hand; None for one
             that can be scripted and exported.
     """
-    exportable = layout is None
-    if not exportable and not _prefers_convolutions(kernels, layout):
+    if layout is not None and not _prefers_convolutions(kernels, layout):
         return Plan(kernels.size, KeptKernels(kernels))
-    along = [AxisConv if not exportable or 2 * n - 1 <= EXPORTED_TAPS else AxisSpectrum for n in kernels.taps]
+    along = [AxisConv if layout is not None or 2 * n - 1 <= EXPORTED_TAPS else AxisSpectrum for n in kernels.taps]
     return Plan(kernels.size, AxisByAxis(kernels, along, dtype))
 
 
@@ -154,6 +159,8 @@ def _convolution_work(kernels: Kernels) -> float:
 class KeptKernels(nn.Module):
     """All axes as in training, with kernels that are given: for the device at hand, which `separable_conv` knows."""
 
+    skip: Tensor | None
+
     def __init__(self, kernels: Kernels):
         super().__init__()
         self.pool, self.depthwise, self.ndim = list(kernels.pool), kernels.depthwise, len(kernels.lags)
@@ -172,7 +179,10 @@ class KeptKernels(nn.Module):
 class AxisByAxis(nn.Module):
     """One step per axis, the last axis first, then the sum over R, or over H too, and the skip."""
 
-    def __init__(self, kernels: Kernels, along: list[type[nn.Module]], dtype: torch.dtype):
+    if TYPE_CHECKING:  # as above
+        skip: Tensor | None
+
+    def __init__(self, kernels: Kernels, along: Sequence[type[AxisConv] | type[AxisSpectrum]], dtype: torch.dtype):
         super().__init__()
         R, C, H, _ = kernels.lags[0].shape
         self.pool, self.depthwise = list(kernels.pool), kernels.depthwise
@@ -204,10 +214,11 @@ class AxisByAxis(nn.Module):
             y = y.unflatten(1, [H * C, R]).sum(2)
         if C > 1:
             y = y.unflatten(1, [H, C]).transpose(1, 2).flatten(1, 2)
-        if self.skip is None:
+        skip = self.skip
+        if skip is None:
             return y
         v = average_pool(u, self.pool)
         if C == 1:
-            return torch.addcmul(y, self.skip[0].to(y.dtype), v.to(y.dtype))
-        y = torch.addcmul(y.unflatten(1, [C, H]), self.skip.to(y.dtype), v.to(y.dtype).unsqueeze(1))
+            return torch.addcmul(y, skip[0].to(y.dtype), v.to(y.dtype))
+        y = torch.addcmul(y.unflatten(1, [C, H]), skip.to(y.dtype), v.to(y.dtype).unsqueeze(1))
         return y.flatten(1, 2)

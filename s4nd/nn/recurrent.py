@@ -6,16 +6,21 @@
 Shapes: B batch, H heads (d_model), R rank, C output channels per head, N states; *axes without the stepped one.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from s4nd.conv import separable_conv
 from s4nd.conv.pooling import average_pool
 from s4nd.ops.precision import autocast_dtype, without_autocast
 from s4nd.ssm.stepping import Step
 
+if TYPE_CHECKING:
+    from s4nd.nn.s4nd import S4ND
 
-def step(layer: nn.Module, u: Tensor, state: Tensor | None, n: int | None) -> tuple[Tensor, Tensor]:
+
+def step(layer: "S4ND", u: Tensor, state: Tensor | None, n: int | None) -> tuple[Tensor, Tensor]:
     """See S4ND.step."""
     axis = _stepped_axis(layer)
     _check(layer, axis, u, n)
@@ -32,12 +37,12 @@ def step(layer: nn.Module, u: Tensor, state: Tensor | None, n: int | None) -> tu
     return average_pool(layer._outputs(y), [p for i, p in enumerate(layer.pool) if i != axis]), x
 
 
-def _recurrence(layer: nn.Module, axis: int, n: int | None) -> Step:
+def _recurrence(layer: "S4ND", axis: int, n: int | None) -> Step:
     rate = 1.0 if n is None else layer.rate(axis, n)
     return layer.kernels[axis].recurrence(n, rate, bandlimit=layer.bandlimit, align=layer.align)
 
 
-def _convolve_rest(layer: nn.Module, axis: int, y: Tensor) -> Tensor:
+def _convolve_rest(layer: "S4ND", axis: int, y: Tensor) -> Tensor:
     """(B, R C, H, *axes) -> (B, C, H, *axes): the convolution over the other axes, and the sum over the rank.
 
     Every (r, c, h) is a head of its own here, because the input already differs between them.
@@ -52,7 +57,7 @@ def _convolve_rest(layer: nn.Module, axis: int, y: Tensor) -> Tensor:
     return y.unflatten(1, (layer.rank, -1)).sum(1)
 
 
-def _stepped_axis(layer: nn.Module) -> int:
+def _stepped_axis(layer: "S4ND") -> int:
     if all(layer.bidirectional):
         raise ValueError(
             f"step needs a causal axis (bidirectional False for it), got bidirectional={layer.bidirectional}"
@@ -60,7 +65,7 @@ def _stepped_axis(layer: nn.Module) -> int:
     return layer.bidirectional.index(False)
 
 
-def _check(layer: nn.Module, axis: int, u: Tensor, n: int | None) -> None:
+def _check(layer: "S4ND", axis: int, u: Tensor, n: int | None) -> None:
     if u.ndim != layer.ndim + 1 or u.shape[1] != layer.d_model or 0 in u.shape[2:]:
         shape = ", ".join(["B", f"d_model={layer.d_model}", *(f"n_{i + 1}" for i in range(layer.ndim) if i != axis)])
         raise ValueError(

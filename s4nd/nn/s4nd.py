@@ -11,7 +11,7 @@ Shapes: B batch, H channels (d_model), C output channels per input channel, R ra
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from s4nd.conv import ALGORITHMS, lags, regrid, separable_conv
 from s4nd.conv.pooling import average_pool
 from s4nd.nn.kept import Kept, Numbers, numbers_of
-from s4nd.nn.kernels import KERNELS
+from s4nd.nn.kernels import KERNELS, SSMKernel
 from s4nd.nn.kernels.side_by_side import alike, side_by_side
 from s4nd.nn.plan import Kernels, Plan, make_plan
 from s4nd.nn.recurrent import step
@@ -118,7 +118,7 @@ class S4ND(SampledModule):
         each = zip(
             self.bidirectional, per_axis("init", init, ndim), per_axis("n_ssm", n_ssm, ndim), options, strict=True
         )
-        self.kernels = nn.ModuleList(
+        kernels = nn.ModuleList(
             KERNELS[kernel](
                 d_model,
                 d_state,
@@ -134,6 +134,7 @@ class S4ND(SampledModule):
             )
             for two_sided, axis_init, S, axis_options in each
         )
+        self.kernels = cast("Sequence[SSMKernel]", kernels)  # a ModuleList does not say what it is of
         self.D = nn.Parameter(torch.empty(channels, d_model, device=device, dtype=dtype)) if not out_channels else None
         if self.D is not None and not self.D.is_meta:
             nn.init.normal_(self.D)
@@ -272,7 +273,7 @@ class S4ND(SampledModule):
         if self.out_channels is None:
             return self._outputs(separable_conv(u, kernels, self.D, algorithm=self.algorithm, pool=self.pool))
         # Fewer samples are pooled after the sum over channels.
-        return average_pool(self._outputs(separable_conv(u, kernels, algorithm=self.algorithm)), self.pool)
+        return average_pool(self._outputs(separable_conv(u, kernels, algorithm=self.algorithm)), list(self.pool))
 
     def _is_compiled_evaluation(self, u: Tensor) -> bool:
         compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and u.device.type == "cpu"
@@ -314,8 +315,7 @@ class S4ND(SampledModule):
         """
         grid = [positive("size", n) for n in per_axis("size", size, self.ndim)]
         _check_windows(grid, self.pool)
-        dtype = next(iter(self.kernels.parameters())).dtype if self.D is None else self.D.dtype
-        return self._plan(grid, dtype)
+        return self._plan(grid, (self.kernels[0].C if self.D is None else self.D).dtype)
 
     def fuse(self, size: int | Sequence[int] | None = None) -> Plan:
         """`plan(size)`; without a size, as `timm.utils.reparameterize_model` calls it, a plan that takes the grid of its first
@@ -361,7 +361,7 @@ class S4ND(SampledModule):
         self.kept.clear()
         return super().train(mode)
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "S4ND":
         self.kept.clear()
         return super()._apply(fn, recurse)
 

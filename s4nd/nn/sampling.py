@@ -19,14 +19,13 @@ from s4nd.conv import REGRID
 from s4nd.ssm.align import ALIGNMENTS, check_align
 
 VERSION = 1
-PER_AXIS = ("base_size", "l_max")
 # Ways to the kernel of another grid than the trained one: the continuous kernel sampled there; the trained grid's, every lag
 # held over its pixel (s4nd/conv/held.py); fractional powers of the trained grid's poles (s4nd/ssm/fold.py); or the trained
 # grid's, dilated (s4nd/conv/dilated.py).
 RESAMPLE = ("continuous", "hold", "fold", "dilate")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Sampling:
     """The trained grid and what of the kernels counts on it; an immutable value. Arguments marked * are one value or one per
     axis, and are kept as one per axis.
@@ -42,24 +41,32 @@ class Sampling:
     """
 
     ndim: int
-    base_size: tuple[int | None, ...] = None
-    l_max: tuple[int | None, ...] = None
-    bandlimit: float | None = None
-    align: str = "centre"
-    resample: tuple[str, ...] = "continuous"
+    base_size: tuple[int | None, ...]
+    l_max: tuple[int | None, ...]
+    bandlimit: float | None
+    align: str
+    resample: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        for name in PER_AXIS:
-            sizes = per_axis(name, getattr(self, name), self.ndim)
-            sizes = tuple(n if n is None else positive(name, n) for n in sizes)
-            object.__setattr__(self, name, sizes)
-        if self.bandlimit is not None and not self.bandlimit > 0:
-            raise ValueError(f"bandlimit must be positive or None, got {self.bandlimit}")
-        check_align(self.align)
-        ways = per_axis("resample", self.resample, self.ndim)
+    def __init__(
+        self,
+        ndim: int,
+        base_size: int | Sequence[int | None] | None = None,
+        l_max: int | Sequence[int | None] | None = None,
+        bandlimit: float | None = None,
+        align: str = "centre",
+        resample: str | Sequence[str] = "continuous",
+    ) -> None:
+        sizes = {
+            name: tuple(n if n is None else positive(name, n) for n in per_axis(name, value, ndim))
+            for name, value in (("base_size", base_size), ("l_max", l_max))
+        }
+        if bandlimit is not None and not bandlimit > 0:
+            raise ValueError(f"bandlimit must be positive or None, got {bandlimit}")
+        check_align(align)
+        ways = per_axis("resample", resample, ndim)
         if not {*ways} <= {*RESAMPLE}:
-            raise ValueError(f"resample must be one of {RESAMPLE}, or one per axis, got {self.resample!r}")
-        object.__setattr__(self, "resample", ways)
+            raise ValueError(f"resample must be one of {RESAMPLE}, or one per axis, got {resample!r}")
+        vars(self).update(ndim=ndim, **sizes, bandlimit=bandlimit, align=align, resample=ways)
 
     def way(self, axis: int) -> str:
         """To other grids than the trained one; an axis without one has nothing but the continuous kernel."""
@@ -71,18 +78,20 @@ class Sampling:
 
     def kernel_grid(self, axis: int, n: int) -> int:
         """Samples of the grid whose kernel is computed for an axis of n."""
-        return self.base_size[axis] if self.regrids(axis) else n
+        base = self.base_size[axis]
+        return n if base is None or not self.regrids(axis) else base
 
     def rate(self, axis: int, n: int) -> float:
         """Step of a grid of n samples along the axis, in steps of the trained grid."""
-        return 1.0 if self.base_size[axis] is None else self.base_size[axis] / n
+        base = self.base_size[axis]
+        return 1.0 if base is None else base / n
 
     def taps(self, axis: int, n: int) -> int:
         """Samples that a one-sided kernel spans on an axis of n: all n, unless l_max ends it before."""
         window, base = self.l_max[axis], self.base_size[axis]
         if window is None:
             return n
-        if not self.regrids(axis):
+        if base is None or not self.regrids(axis):
             return min(n, max(1, round(window / self.rate(axis, n))))
         window = min(window, base)
         if self.way(axis) == "dilate":  # the last trained lag lies between two of this grid
@@ -179,7 +188,9 @@ class SampledModule(nn.Module):
             raise ValueError(f"the sampling of a layer with {needed} axes is needed, got one of {sampling.ndim}")
         self.sampling = sampling
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *args) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: dict, strict: bool, missing_keys: list[str], *args: Any
+    ) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
         name = f"{prefix}_extra_state"
         if name in state_dict or not any(key.startswith(prefix) for key in state_dict):

@@ -4,6 +4,8 @@ KeOps compiles a formula at its first use, with the machine's C++ compiler; `_ke
 cannot. Nothing falls back silently.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ def cauchy_keops(w: Tensor, x: Tensor, z: Tensor) -> Tensor:
     return _cauchy(LazyTensor, w, x, z)
 
 
-def _vandermonde(LazyTensor: type, w: Tensor, x: Tensor, L: int) -> Tensor:
+def _vandermonde(LazyTensor: Any, w: Tensor, x: Tensor, L: int) -> Tensor:
     l = torch.arange(max(2, L), dtype=x.dtype, device=x.device)  # noqa: E741
     l = LazyTensor(l.expand(*w.shape[:2], -1)[..., None, None].contiguous())  # noqa: E741  (J, H, L, 1, 1)
     v, y = _reduced(LazyTensor, w.to(x.dtype), x)
@@ -47,7 +49,7 @@ def _vandermonde(LazyTensor: type, w: Tensor, x: Tensor, L: int) -> Tensor:
     return 2 * terms.sum(dim=3)[:, :, :L, 0].to(w.dtype)
 
 
-def _cauchy(LazyTensor: type, w: Tensor, x: Tensor, z: Tensor) -> Tensor:
+def _cauchy(LazyTensor: Any, w: Tensor, x: Tensor, z: Tensor) -> Tensor:
     L = z.shape[-2]
     nodes = z.expand(*w.shape[:2], L, 2)
     if L == 1:
@@ -61,7 +63,7 @@ def _cauchy(LazyTensor: type, w: Tensor, x: Tensor, z: Tensor) -> Tensor:
     return LazyTensor.concat(re, im).sum(dim=3, sum_scheme="kahan_scheme")[:, :, :L]
 
 
-def _reduced(LazyTensor: type, w: Tensor, x: Tensor) -> tuple:
+def _reduced(LazyTensor: Any, w: Tensor, x: Tensor) -> tuple:
     """Weights (J, H, N, 2) and poles (H, N, 2) along the axis that is summed over, which KeOps knows by its length: not one."""
     x = x.expand_as(w)
     if w.shape[2] == 1:

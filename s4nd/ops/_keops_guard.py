@@ -35,7 +35,7 @@ QUIET = ("PYKEOPS_VERBOSE", "KEOPS_VERBOSE")  # both: the first comes too late f
 ROUNDINGS = 256  # of the largest value: 4 terms of a dozen roundings each, and as many again in their gradients
 
 
-def lazy_tensor(product: Callable, definition: Callable, arguments: tuple, small: tuple) -> type:
+def lazy_tensor(product: Callable, definition: Callable, arguments: tuple, small: tuple) -> Any:
     """pykeops.torch.LazyTensor, once `product` has really computed what `definition` says.
 
     Args:
@@ -67,15 +67,15 @@ def cache_folder() -> Path:
     first of a machine has a folder of its rank, so that the next start finds what it compiled."""
     if chosen := os.environ.get("KEOPS_CACHE_FOLDER"):
         return Path(chosen)
-    rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK"))
-    if rank is None:
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    named = os.environ.get("LOCAL_RANK", os.environ.get("RANK"))
+    of_group = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    rank = of_group if named is None else int(named)
     folder = Path.home() / ".cache" / f"keops{version('keopscore')}"  # its own default
-    return folder / f"rank{int(rank)}" if int(rank) else folder
+    return folder / f"rank{rank}" if rank else folder
 
 
 @cache
-def _imported() -> type:
+def _imported() -> Any:
     """LazyTensor, from an import with `cache_folder()`; where pykeops was imported before, folder and words are the user's."""
     try:
         if "keopscore" in sys.modules:

@@ -6,6 +6,7 @@ derivatives, forward mode, and the transforms of torch.func (vmap, jvp, jacfwd),
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,14 +31,14 @@ class Own(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, definition: Callable, product: Callable, gradients: Callable, *args) -> Tensor:
+    def forward(ctx: Any, definition: Callable, product: Callable, gradients: Callable, *args: Any) -> Tensor:
         ctx.tensors = sum(isinstance(x, Tensor) for x in args)
         ctx.definition, ctx.gradients, ctx.numbers = definition, gradients, args[ctx.tensors :]
         ctx.save_for_backward(*args[: ctx.tensors])
         return product(*args)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         args = *ctx.saved_tensors, *ctx.numbers
         if wanted():
             return None, None, None, *by_definition(ctx.definition, args, grad)

@@ -95,8 +95,8 @@ def _gradients(
         g = wide(grad[:, :, nodes]).permute(1, 0, 3, 2).flatten(2)  # (H, J, 2l)
         e, e_im, f, f_im = parts = _halves(poles, wide(z[:, nodes]))
         of_w += g @ _stack(parts).mT
-        squares = [e * e - e_im * e_im - (f * f - f_im * f_im), 2 * (e * e_im - f * f_im)]
-        squares = _stack((*squares, e * f - e_im * f_im, e * f_im + e_im * f))
+        half_sum = e * e - e_im * e_im - (f * f - f_im * f_im), 2 * (e * e_im - f * f_im)
+        squares = _stack((*half_sum, e * f - e_im * f_im, e * f_im + e_im * f))
         moments += g @ squares.mT
         if of_z is not None:
             s_re, s_im = (slopes @ squares).chunk(2, dim=-1)

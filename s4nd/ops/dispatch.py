@@ -3,7 +3,9 @@
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from s4nd.ops.cauchy import cauchy_definition, cauchy_torch
 from s4nd.ops.vandermonde import centred, vandermonde_definition, vandermonde_torch
 
 BACKENDS = ("auto", "torch", "keops", "triton")
+Function = TypeVar("Function", bound=Callable)
 
 _logger = logging.getLogger("s4nd")
 
@@ -20,6 +23,13 @@ class BackendError(RuntimeError):
     """A backend that was asked for cannot run here; the message says why."""
 
 
+def constant(function: Function) -> Function:
+    """What torch.compiler.assume_constant_result does, which imports the whole compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a name that the compiler asks functions for
+    return function
+
+
+@constant
 def choose(device: torch.device) -> str:
     """What "auto" is on this device: triton on CUDA where it really runs, torch elsewhere. It is logged once.
 
@@ -28,13 +38,10 @@ def choose(device: torch.device) -> str:
     return _chosen(device.type, _index(device))
 
 
+@constant
 def triton_refusal(device: torch.device) -> str | None:
     """Why Triton's programs cannot run on tensors of this device, found by a small run; None if they can."""
     return _triton_refusal(device.type, _index(device))
-
-
-# What torch.compiler.assume_constant_result does, which imports the whole compiler.
-choose._dynamo_marked_constant = triton_refusal._dynamo_marked_constant = True
 
 
 def vandermonde(w: Tensor, x: Tensor, L: int, *, centre: bool = False, backend: str = "auto") -> Tensor:
@@ -85,11 +92,15 @@ def _index(device: torch.device) -> int | None:
     return device.index
 
 
+def _device(type_: str, index: int | None) -> torch.device:
+    return torch.device(type_) if index is None else torch.device(type_, index)
+
+
 @cache
 def _chosen(type_: str, index: int | None) -> str:
     if type_ != "cuda":
         return "torch"
-    device, reason = torch.device(type_, index), _triton_refusal(type_, index)
+    device, reason = _device(type_, index), _triton_refusal(type_, index)
     if reason:
         _logger.warning("kernels on %s are computed by torch: Triton cannot run there: %s", device, reason)
         return "torch"
@@ -107,7 +118,7 @@ def _triton_refusal(type_: str, index: int | None) -> str | None:
     if type_ == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device"
     try:
-        return _small_run(torch.device(type_, index))
+        return _small_run(_device(type_, index))
     except (
         Exception
     ) as error:  # it fails in many ways (no compiler, an old card or driver): all mean that it cannot be used
@@ -128,7 +139,7 @@ def _small_run(device: torch.device) -> str | None:
     w = torch.linspace(-1, 1, 24).view(2, 2, 3, 2)
     x = torch.linspace(-1, 0, 12).view(2, 3, 2)
     z = torch.linspace(1, 2, 10).view(5, 2)
-    forms = {
+    forms: dict[str, tuple[Callable, Callable, int | Tensor]] = {
         "vandermonde": (vandermonde_triton, vandermonde_definition, 5),
         "cauchy": (cauchy_triton, cauchy_definition, z),
     }

@@ -5,6 +5,7 @@ contractions, traced, would lose the forms that make them fast. Exporters get th
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def is_fake(x: Tensor) -> bool:
     return type(x) not in (Tensor, torch.nn.Parameter) and torch._subclasses.fake_tensor.is_fake(x)
 
 
-def operator(signature: str, function: Callable, like: Callable, heads: Axes, out_heads: Axes):
+def operator(signature: str, function: Callable, like: Callable, heads: Axes, out_heads: tuple[int, ...]) -> Any:
     """`function` as the operator s4nd::signature, `like` makes empty results, contiguous ones.
 
     It must conjugate with conj_physical(): compiled code calls it where lazily conjugated tensors are read as they lie.
@@ -31,15 +32,14 @@ def operator(signature: str, function: Callable, like: Callable, heads: Axes, ou
     """
     name, bracket, types = signature.partition("(")
 
-    def contiguous(*args):
+    def contiguous(*args: Any) -> Tensor | tuple[Tensor, ...]:
         out = function(*args)
         return out.contiguous() if isinstance(out, Tensor) else tuple(x.contiguous() for x in out)
 
-    def over_batch(info, in_dims: tuple, *args):
+    def over_batch(info: Any, in_dims: tuple, *args: Any) -> tuple:
         B = info.batch_size
         fold = lambda x, dim, h: (x.movedim(dim, h) if dim is not None else torch.stack([x] * B, h)).flatten(h, h + 1)  # noqa: E731
-        args = [x if h is None else fold(x, dim, h) for x, dim, h in zip(args, in_dims, heads, strict=True)]
-        out = made(*args)
+        out = made(*(x if h is None else fold(x, dim, h) for x, dim, h in zip(args, in_dims, heads, strict=True)))
         if isinstance(out, Tensor):
             return out.unflatten(out_heads[0], (B, -1)), out_heads[0]
         return tuple(x.unflatten(h, (B, -1)) for x, h in zip(out, out_heads, strict=True)), out_heads
@@ -53,15 +53,15 @@ def operator(signature: str, function: Callable, like: Callable, heads: Axes, ou
     return made
 
 
-def differentiate(made, gradients) -> None:
+def differentiate(made: Any, gradients: Callable) -> None:
     """Give an operator its backward pass: `gradients` of the result's gradient and of its arguments, tensors first."""
 
-    def setup(ctx, inputs: tuple, output) -> None:
+    def setup(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.tensors = sum(isinstance(x, Tensor) for x in inputs)
         ctx.numbers = inputs[ctx.tensors :]
         ctx.save_for_backward(*inputs[: ctx.tensors])
 
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         out = gradients(grad, *ctx.saved_tensors, *ctx.numbers)
         return *((out,) if isinstance(out, Tensor) else out), *(None for _ in ctx.numbers)
 

@@ -10,6 +10,7 @@ Shapes: J responses per head, H heads, N poles (one of each conjugate pair), L l
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,14 +65,14 @@ class _Vandermonde(torch.autograd.Function):
         return _product(w, squares, L, centre), squares
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         w, x, ctx.L, ctx.centre = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(w, x, output[1])
 
     @staticmethod
-    def backward(ctx, grad: Tensor | None, _) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None
         w, x, squares = ctx.saved_tensors

@@ -8,7 +8,7 @@ Shapes: H heads, N modes. Complex tensors are real pairs (..., 2).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ DISCRETIZATIONS: dict[str, Callable[[Tensor, Tensor, float, float], tuple[Tensor
 }
 
 
-class Rule(NamedTuple):
+class _Rule(NamedTuple):
     """What a discretisation does to x = dt A, pairs (..., 2): a = exp(log_a), gain = dt phi.
 
     values(x) are log_a and phi. slopes(x), of complex tensors (...): log_a, phi, its derivative by x, and that of log_a where
@@ -89,16 +89,16 @@ def _bilinear_slopes(x: Tensor) -> tuple[Tensor, ...]:
     return log_a, phi, (phi * phi).mul_(0.5), (phi / above).masked_fill_(above == 0, 0)
 
 
-ZOH = Rule(lambda x: (x, phi1(x)), lambda x: (x, *value_and_slope(x)))
-BILINEAR = Rule(_bilinear_values, _bilinear_slopes)
+ZOH = _Rule(lambda x: (x, phi1(x)), lambda x: (x, *value_and_slope(x)))
+BILINEAR = _Rule(_bilinear_values, _bilinear_slopes)
 
 
-def _discretized(step: Tensor, A: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+def _discretized(step: Tensor, A: Tensor, rule: _Rule) -> tuple[Tensor, Tensor]:
     """log_a, gain: step (H, 1) or (H, N), A (H, N, 2)."""
     return _Discretized.apply(step, A, rule)[:2] if pairs.complex_views(A) else _definition(step, A, rule)
 
 
-def _definition(step: Tensor, A: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+def _definition(step: Tensor, A: Tensor, rule: _Rule) -> tuple[Tensor, Tensor]:
     log_a, phi = rule.values(step[..., None] * A)
     return log_a, step[..., None] * phi
 
@@ -107,18 +107,18 @@ class _Discretized(torch.autograd.Function):
     """The derivatives by x come with the values."""
 
     @staticmethod
-    def forward(step: Tensor, A: Tensor, rule: Rule) -> tuple[Tensor, ...]:
+    def forward(step: Tensor, A: Tensor, rule: _Rule) -> tuple[Tensor, ...]:
         log_a, phi, *slopes = rule.slopes(step * pairs.view(A))
         return torch.view_as_real(log_a), torch.view_as_real(step * phi), phi, *slopes
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         step, A, ctx.rule = inputs
         ctx.mark_non_differentiable(*output[2:])
         ctx.save_for_backward(step, A, *output[2:])
 
     @staticmethod
-    def backward(ctx, of_log_a: Tensor, of_gain: Tensor, *_) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_log_a: Tensor, of_gain: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         step, A, phi, slope, *slope_of_log_a = ctx.saved_tensors
         if autodiff.wanted():
             return autodiff.by_definition(_definition, (step, A, ctx.rule), (of_log_a, of_gain))

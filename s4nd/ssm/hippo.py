@@ -91,31 +91,31 @@ def dplr_init(name: str, N: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return Lambda, P.to(V.dtype) @ V.conj(), V.mH @ b.to(V.dtype), V
 
 
-def s4d_lin(N: int) -> Tensor:
+def _s4d_lin(N: int) -> Tensor:
     """A_n = -1/2 - i pi n: (N/2,) complex128, slowest mode first."""
     n = torch.arange(N // 2, dtype=torch.float64)
     return torch.complex(torch.full_like(n, -0.5), -math.pi * n)
 
 
-def s4d_inv(N: int) -> Tensor:
+def _s4d_inv(N: int) -> Tensor:
     """A_n = -1/2 - i (N / pi) (N / (2n + 1) - 1): (N/2,) complex128, fastest mode first."""
     n = torch.arange(N // 2, dtype=torch.float64)
     return torch.complex(torch.full_like(n, -0.5), -(N / math.pi) * (N / (2 * n + 1) - 1))
 
 
-def s4d_legs(N: int) -> tuple[Tensor, Tensor]:
+def _s4d_legs(N: int) -> tuple[Tensor, Tensor]:
     """The DPLR form of LegS without its low-rank term: A = Lambda, and half of its B (Gu et al., 2022, arXiv:2206.11893:
     A with P P^T left out approximates LegS with half the input). Returns A, B (N/2,) complex128, fastest mode first."""
     Lambda, _, B, _ = dplr_init("legs", N)
     return Lambda, B / 2
 
 
-def s4d_real(N: int) -> Tensor:
+def _s4d_real(N: int) -> Tensor:
     """A_n = -(n + 1): (N/2,) complex128."""
     return -torch.arange(1, N // 2 + 1, dtype=torch.float64).to(torch.complex128)
 
 
-def s4d_random(N: int) -> Tensor:
+def _s4d_random(N: int) -> Tensor:
     """Re A = -1/2, Im A uniform on the band of Lin, (-pi N/2, 0]: (N/2,) complex128."""
     return torch.complex(
         torch.full((N // 2,), -0.5, dtype=torch.float64), -math.pi * N / 2 * torch.rand(N // 2, dtype=torch.float64)
@@ -123,11 +123,11 @@ def s4d_random(N: int) -> Tensor:
 
 
 DIAGONAL: dict[str, Callable[[int], Tensor | tuple[Tensor, Tensor]]] = {
-    "lin": s4d_lin,
-    "inv": s4d_inv,
-    "legs": s4d_legs,
-    "real": s4d_real,
-    "random": s4d_random,
+    "lin": _s4d_lin,
+    "inv": _s4d_inv,
+    "legs": _s4d_legs,
+    "real": _s4d_real,
+    "random": _s4d_random,
 }
 
 
@@ -153,7 +153,7 @@ def diagonal_rows(name: str, N: int, S: int) -> tuple[Tensor, Tensor]:
 
 
 def random_dplr(N: int, S: int) -> tuple[Tensor, Tensor, Tensor]:
-    """S random models in diagonal-plus-low-rank form: Lambda as in `s4d_random`, P complex normal of unit variance, B = 1.
+    """S random models in diagonal-plus-low-rank form: Lambda as in `_s4d_random`, P complex normal of unit variance, B = 1.
 
     Returns:
         Lambda (S, N/2), P (1, S, N/2), B (S, N/2) complex128.

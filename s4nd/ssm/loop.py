@@ -21,7 +21,7 @@ Shapes: I outputs, J inputs, H heads, L length, M nodes, of which M/2 + 1 are ke
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -161,19 +161,20 @@ def _parts(values: Tensor, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
 
 class _ThroughLoop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, g: Tensor, outputs: int, oversampling: int, centre: bool) -> Tensor:
-        kept = [] if ctx.needs_input_grad[0] else None
+    def forward(ctx: Any, g: Tensor, outputs: int, oversampling: int, centre: bool) -> Tensor:
+        kept: list[Tensor] | None = [] if ctx.needs_input_grad[0] else None
         k = _product(g, outputs, oversampling, centre, kept)
         ctx.numbers = outputs, oversampling, centre
         ctx.save_for_backward(g, *(kept or []))
         return k
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         g, *kept = ctx.saved_tensors
         if autodiff.wanted():
             return autodiff.by_definition(_definition, (g, *ctx.numbers), grad)
-        return _gradient(grad, g, *ctx.numbers, kept), None, None, None
+        outputs, oversampling, centre = ctx.numbers
+        return _gradient(grad, g, outputs, oversampling, centre, kept), None, None, None
 
 
 def _product(g: Tensor, outputs: int, oversampling: int, centre: bool, kept: list | None = None) -> Tensor:

@@ -16,6 +16,7 @@ Shapes: C kernels per head, H heads, N modes (one of each conjugate pair), R low
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def dplr_kernel_cauchy(
     """The first L samples of the impulse response at step dt; arguments and result as in `dplr_kernel`, align="edge"."""
     M = -(-oversampling_for(tol, Lambda.dtype) * L // 4) * 4  # a multiple of four transforms faster
     log_rho = math.log(torch.finfo(Lambda.dtype).eps) / (L + M)
-    where = dict(dtype=Lambda.dtype, device=Lambda.device)
+    where: dict[str, Any] = dict(dtype=Lambda.dtype, device=Lambda.device)
     angle = torch.arange(M // 2 + 1, **where) * (-2 * math.pi / M)  # the other nodes are the conjugates of these
     v = torch.polar(torch.full_like(angle, math.exp(log_rho)), angle)
     inverse = 1 / (1 + v)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from s4nd.train.config import config_from_dict, config_to_dict, load_config
+from s4nd.train.config import Config, config_from_dict, config_to_dict, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -339,3 +339,8 @@ def test_file_that_is_no_text_is_refused(tmp_path, content):
     (tmp_path / "x.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.yaml: not valid YAML"):
         load_config(tmp_path / "x.yaml")
+
+
+def test_config_that_was_not_loaded_has_no_run_directory():
+    with pytest.raises(ValueError, match="out must name the run directory, got None"):
+        Config().folder  # noqa: B018

@@ -24,6 +24,8 @@ from ..processes import Place
 from ..resolution import Curve, SizeRefused, conclusion, evaluate_sizes, plot, save_curves, table
 from ..task import TASKS, Task, Unchanged, agreement, task_of
 
+__all__ = ["Comparison", "compare"]
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -128,7 +130,7 @@ def _curves(
 ) -> None:
     """Append the curve of a checkpoint, or for videos one for each of wanted.frames, and fill it size by size; enter what needs
     no model on its data."""
-    about = of_weights(path)
+    about: dict[str, Any] = {**of_weights(path)}
     model, config, meta = load_model(path)
     data = config.data
     dataset, order = _data(path, config, meta, wanted)
@@ -142,33 +144,36 @@ def _curves(
     about |= of_data(wanted.data or data.name, dataset)
     if order is not None:
         model.register_forward_hook(lambda module, args, logits: logits[:, order])
-    settings = {key: getattr(wanted, key) for key in ("batch_size", "workers", "skip_bad")}
+    settings: dict[str, Any] = {key: getattr(wanted, key) for key in ("batch_size", "workers", "skip_bad")}
     settings |= {"transforms": data.transforms()} | place._asdict()
     sizes, trained_size = sorted(set(wanted.sizes)), config.stages[meta.stage].size
     deviations = {size: _noise(data.noise, size / trained_size if wanted.noise_density else 1) for size in sizes}
     if figures := _without_model(meta, dataset, order, deviations, settings):
         without[name] = figures
     for frames in sorted(set(wanted.frames or [data.frames])):
-        sampling = data.sampling() and replace(data.sampling(), frames=frames)
+        sampling = data.sampling()
+        sampling = sampling and replace(sampling, frames=frames)
         if sampling:
             print(f"{name}: {sampling.protocol()}", flush=True)
         row = f"{name}, {frames} frames" if wanted.frames else name
-        for method in wanted.resample or [None]:
+        methods: Sequence[str | None] = wanted.resample or [None]
+        for method in methods:
             try:
                 variant = _resampled(model, method, trained_size)
             except ValueError as error:  # of this model alone
                 print(f"{row}, {method}: {error}", flush=True)
                 continue
-            rows = {f"{row}, {method}" if method else row: None}
-            if wanted.control and method in (None, (wanted.resample or [None])[0]):  # at the trained size all are one
+            rows: dict[str, int | None] = {f"{row}, {method}" if method else row: None}
+            if wanted.control and method in (None, methods[0]):  # at the trained size all are one
                 rows[f"{row}, control"] = trained_size
             for label, control in rows.items():
-                accuracy, refused = {}, {}
-                how = {"way": method or resample_of(model), "control": control is not None}
+                accuracy: dict[int, float] = {}
+                refused: dict[int, str] = {}
+                how: dict[str, Any] = {"way": method or resample_of(model), "control": control is not None}
                 how |= {"frames": sampling and frames}
                 curves.append(Curve(label, trained_size, accuracy, refused, about | how))
                 for size, deviation in deviations.items():
-                    of = {"sampling": sampling, "control": control, "noise": deviation}
+                    of: dict[str, Any] = {"sampling": sampling, "control": control, "noise": deviation}
                     try:
                         accuracy |= evaluate_sizes(variant, dataset, [size], **of, **settings)
                     except SizeRefused as error:
@@ -231,7 +236,7 @@ def _data(
     root = wanted.root if wanted.root or wanted.data else data.root
     limit = data.test_limit if wanted.limit is None else wanted.limit
     lists = data.lists if source.name in LISTED_DATASETS else None
-    where = {"lists": lists, "official_split": data.split, "reading": data.reading()}
+    where: dict[str, Any] = {"lists": lists, "official_split": data.split, "reading": data.reading()}
     dataset = build_dataset(source.name, root, "test", limit=limit, **where)
     task = task_of(dataset.labels, data.noise)
     if task.name != meta.task:

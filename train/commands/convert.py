@@ -23,6 +23,8 @@ from s4nd.models.reference_weights import convert_reference, unused_keys
 from ..files import write_atomically
 from ..registry import LOADING_ARGS, check_registered
 
+__all__ = ["Conversion", "convert_checkpoint"]
+
 REFUSED_ARGS = (*LOADING_ARGS, "features_only")  # the last makes another kind of model
 
 
@@ -126,7 +128,7 @@ def _parsed(pairs: Sequence[str]) -> dict[str, Any]:
         if not pair.partition("=")[0].isidentifier() or "=" not in pair:
             raise ValueError(f"an argument of the model must be key=value, got {pair!r}")
     try:
-        args = OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
+        args: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"not valid YAML in {' '.join(pairs)}: {_first_line(error)}") from None
     for name in args:

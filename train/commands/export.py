@@ -24,6 +24,8 @@ from ..config import Config, DataConfig
 from ..model import channels, check_runs, normalisation
 from ..task import TASKS
 
+__all__ = ["Export", "export_model"]
+
 TOLERANCE = 1e-4  # of the file's output, relative to the largest
 OLDEST_OPSET = 18  # of torch's exporter
 INSTALL = "pip install 's4nd[onnx]'"
@@ -162,8 +164,8 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
 def _write_onnx(
     program: ExportedProgram, out: Path, about: dict[str, str], opset: int | None, name: str, output: str
 ) -> None:
-    names = {"input_names": [name], "output_names": [output], "dynamic_shapes": ({0: "batch"},)}
-    onnx = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
+    names: dict[str, Any] = {"input_names": [name], "output_names": [output], "dynamic_shapes": ({0: "batch"},)}
+    onnx: Any = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
     found = onnx.model.opset_imports[""]
     if opset not in (None, found):  # the exporter goes on with another one
         raise ValueError(f"the ONNX exporter cannot give opset {opset}, it gave {found}")

@@ -25,8 +25,11 @@ from ..config import Config
 from ..model import channels, normalisation
 from ..task import TASKS
 
+__all__ = ["export_hub"]
+
 PROBLEM_TYPES = {"single-label": "single_label_classification", "multi-label": "multi_label_classification"}
 # Of timm's cfg, what is said of other weights than the run's.
+OF_OTHERS: tuple[str, ...]
 OF_OTHERS = ("tag", "label_names", "label_descriptions", "license", "description", "origin_url", "paper_name")
 OF_OTHERS += ("paper_ids", "notes", "test_input_size", "test_crop_pct", "test_pool_size")
 
@@ -70,13 +73,13 @@ def export_hub(checkpoint: str | Path, folder: str | Path) -> Path:
     return folder
 
 
-def _write(folder: Path, model: nn.Module, config: Config, meta: Meta) -> None:
+def _write(folder: Path, model: Any, config: Config, meta: Meta) -> None:
     size = config.stages[meta.stage].size
     mean, std = normalisation(model)
     model.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in OF_OTHERS}
     save_for_hf(
         model,
-        folder,
+        str(folder),
         model_config={"label_names": meta.classes, "problem_type": PROBLEM_TYPES[meta.task]},
         data_config={
             "input_size": (channels(model), size, size),

@@ -5,6 +5,7 @@ Models are built on the meta device, so nothing is allocated or drawn to count t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 from timm.models import get_pretrained_cfg, model_entrypoint
@@ -12,6 +13,8 @@ from torch import nn
 
 import s4nd.models
 from s4nd.models.convnext3d import ConvNeXt3d
+
+__all__ = ["Listed", "list_registered", "table"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ def table(rows: Sequence[Listed]) -> str:
     for row in rows:
         size = " x ".join("any" if n is None else str(n) for n in row.input_size)
         cells.append((row.name, f"{row.parameters:,}", str(row.classes), size, "shipped" if row.weights else "-"))
-    name, parameters, classes, size, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
-    return "\n".join(f"{n:<{name}}  {p:>{parameters}}  {c:>{classes}}  {s:<{size}}  {w}" for n, p, c, s, w in cells)
+    name, parameters, classes, grid, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
+    return "\n".join(f"{n:<{name}}  {p:>{parameters}}  {c:>{classes}}  {s:<{grid}}  {w}" for n, p, c, s, w in cells)
 
 
 def _is_ours(name: str) -> bool:
@@ -67,7 +70,8 @@ def _is_ours(name: str) -> bool:
 
 
 def _listed(name: str) -> Listed:
-    model, cfg = timm.create_model(name, device="meta"), get_pretrained_cfg(name)
+    model: Any = timm.create_model(name, device="meta")
+    cfg: Any = get_pretrained_cfg(name)  # of every registered name there is one
     parameters = sum(p.numel() for p in model.parameters())
     return Listed(name, parameters, model.num_classes, _input_size(model, cfg.input_size), cfg.has_weights)
 

@@ -31,6 +31,8 @@ from ..resolution import CURVES_FILE, Curve, plot_curves, read_curves, require_m
 from ..state import flatten
 from ..task import METRICS, TASKS, Metric
 
+__all__ = ["write_report"]
+
 STYLE = """body{font:15px/1.5 sans-serif;max-width:1000px;margin:2em auto;padding:0 1em}table{border-collapse:collapse}
 td,th{padding:.15em .8em;text-align:left;border-bottom:1px solid #ddd}td.differs{background:#fff3c4}
 pre{background:#f6f6f6;padding:1em}img{max-width:100%}"""
@@ -92,9 +94,9 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
 def read_run(folder: Path) -> Run:
     """All that a report tells of a run."""
     model, config, meta = load_model(folder / "last.safetensors")
-    logs = [_records(folder / name) for name in ("log.jsonl", "steps.jsonl")]
+    epochs, steps = _records(folder / "log.jsonl"), _records(folder / "steps.jsonl")
     path = folder / CURVES_FILE
-    return Run(folder, model, config, meta, *logs, read_curves(path) if path.is_file() else [])
+    return Run(folder, model, config, meta, epochs, steps, read_curves(path) if path.is_file() else [])
 
 
 def common_metric(runs: Sequence[Run]) -> Metric:
@@ -146,7 +148,7 @@ def _summary(runs: Sequence[Run], metric: Metric) -> str:
     )
 
 
-def _training(runs: Sequence[Run], metric: Metric):
+def _training(runs: Sequence[Run], metric: Metric) -> Any:
     figure = require_matplotlib().Figure(figsize=(9.6, 3.2), dpi=110, layout="constrained")
     loss, judged, *more = figure.subplots(1, 3 if any(run.steps for run in runs) else 2)
     for i, run in enumerate(runs):
@@ -168,8 +170,8 @@ def _kernels(run: Run) -> list[str]:
     """The first layer over two axes, as drawn from the seed and as trained; nothing for a model without one."""
     random_seed(run.config.seed)
     drawn = build_model(run.config, len(run.meta.classes), run.meta.stage)
-    pairs = [_first_layer(model) for model in (drawn, run.model)]
-    if None in pairs:
+    pairs = [layer for model in (drawn, run.model) if (layer := _first_layer(model)) is not None]
+    if len(pairs) < 2:
         return []
     figure = require_matplotlib().Figure(figsize=(9.6, 3.4), dpi=110, layout="constrained")
     grid = figure.subplots(2, HEADS, squeeze=False)

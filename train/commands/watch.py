@@ -22,6 +22,8 @@ from ..data.video import Video, as_images, open_video
 from ..data.video_sets import ListedVideos
 from ..model import to_input
 
+__all__ = ["Top", "watch"]
+
 MAX_FRAMES = 2**22  # seen of one video: a day at 48 a second; a file may claim any duration
 
 Top = list[tuple[str, float]]  # classes and probabilities, the likeliest first
@@ -65,7 +67,7 @@ def watch(
     view = Clips(videos, config.stages[meta.stage].size, sampling, train=False)
     last = None
     with frozen(model), torch.no_grad(), open_video(video, view.size) as opened:
-        for number, (seconds, p) in enumerate(answers(run, view, opened), 1):
+        for number, (seconds, p) in enumerate(_answers(run, view, opened), 1):
             last = seconds, _likeliest(p, meta.classes, top)
             if number % every == 0:
                 show(*last)
@@ -74,24 +76,25 @@ def watch(
         show(*last)
 
 
-def answers(run: Stream, view: Clips, video: Video) -> Iterator[tuple[float, Tensor]]:
+def _answers(run: Stream, view: Clips, video: Video) -> Iterator[tuple[float, Tensor]]:
     """After every patch of frames the instant of the last one, in seconds, and the probabilities (num_classes,).
 
     Args:
         view: of the one video; says how it is sampled and rendered.
     """
-    order, repeats = np.unique(seen_frames(video, view.sampling), return_counts=True)
-    share, state, seen = view.sampling.seconds / view.sampling.frames, None, 0
+    order, repeats = np.unique(_seen_frames(video, view.sampling), return_counts=True)
+    share, seen = view.sampling.seconds / view.sampling.frames, 0
+    state: dict[str, Tensor] | None = None
     for frame, times in zip(video.frames(order), repeats, strict=True):
         x = to_input(view.render(as_images([frame])), run.model, torch.device("cpu"))
         for _ in range(times):
             logits, state = run(x, state)
             seen += 1
-            if seen % TEMPORAL_PATCH == 0:
+            if logits is not None and seen % TEMPORAL_PATCH == 0:
                 yield (seen - 0.5) * share, logits[0].softmax(-1)
 
 
-def seen_frames(video: Video, sampling: ClipSampling) -> np.ndarray:
+def _seen_frames(video: Video, sampling: ClipSampling) -> np.ndarray:
     """Frames (n,) of the file that the model sees, each at the middle of its share of the time, as in training.
 
     Raises:

@@ -40,16 +40,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"an override must be key=value, got {override!r}")
-        source = f"override {shorten(override)!r}"
+        source = f"override {_shorten(override)!r}"
         try:
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={check_text(text, source)}"]))["value"]
+            container: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={check_text(text, source)}"]))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ValueError(f"{source}: not valid YAML: {error}") from None
-        _set(node, key, value, source)
+        _set(node, key, container["value"], source)
     return _finish(node, str(path))
 
 
-def _with_bases(path: Path) -> list[tuple[Path, Any]]:
+def _with_bases(path: Path | None) -> list[tuple[Path, Any]]:
     """The trees of a file and of the files it is based on, the first one first."""
     found: list[tuple[Path, Any]] = []
     while path is not None:
@@ -86,7 +86,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 def _finish(node: DictConfig, source: str) -> Config:
     try:
-        config = OmegaConf.to_object(node)
+        config: Any = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:  # an interpolation that cannot be resolved
         raise ValueError(f"{source}: {_first_line(error)}") from None
     for problem in problems(config):
@@ -99,7 +99,7 @@ def _finish(node: DictConfig, source: str) -> Config:
 def _fill(node: DictConfig, prefix: str, tree: Any, source: str) -> None:
     if not isinstance(tree, dict):
         raise ValueError(
-            f"{source}: {prefix or 'the config'} must be a mapping of keys to values, got {shorten(repr(tree))}"
+            f"{source}: {prefix or 'the config'} must be a mapping of keys to values, got {_shorten(repr(tree))}"
         )
     for key, value in tree.items():
         _set(node, f"{prefix}.{key}" if prefix else str(key), value, source)
@@ -142,13 +142,13 @@ def _resolve(path: str, source: str, node: DictConfig) -> type | None:
             hint = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(types) or 'nothing'}"
             raise KeyError(f"{source}: {path} is unknown; {hint}")
         here = types[part]
-    return here if is_dataclass(here) else None
+    return here if isinstance(here, type) and is_dataclass(here) else None
 
 
 def _first_line(error: Exception) -> str:
-    return shorten(str(error).splitlines()[0], 300)
+    return _shorten(str(error).splitlines()[0], 300)
 
 
-def shorten(text: str, shown: int = 120) -> str:
+def _shorten(text: str, shown: int = 120) -> str:
     """What a message says of a value that may be of any length."""
     return text if len(text) <= shown else f"{text[:shown]}..."

@@ -49,16 +49,17 @@ def problems_of_optimizer(config: OptimConfig, parallel: str) -> Iterator[str]:
 
 def new_optimizer(groups: list[dict], config: OptimConfig) -> Optimizer:
     """The optimizer of a config; as timm's factory, which passes over arguments in silence, momentum is 0.9 if not given."""
-    args = {"momentum": 0.9} if get_optimizer_info(config.opt).has_momentum else {}
+    args: dict[str, Any] = {"momentum": 0.9} if get_optimizer_info(config.opt).has_momentum else {}
     args |= {key: tuple(value) if isinstance(value, list) else value for key, value in config.args.items()}
-    return get_optimizer_class(config.opt)(groups, lr=config.lr, weight_decay=config.weight_decay, **args)
+    new: Any = get_optimizer_class(config.opt)
+    return new(groups, lr=config.lr, weight_decay=config.weight_decay, **args)
 
 
 def _refusal(name: str) -> str | None:
     if name not in list_optimizers():
         if name.startswith("lookahead_"):
             return "its slow weights are not among the moments that a state keeps"
-        near = difflib.get_close_matches(name.lower(), list_optimizers(), n=3)
+        near = difflib.get_close_matches(name.lower(), map(str, list_optimizers()), n=3)
         return "timm has no optimizer of this name" + (f"; did you mean {' or '.join(near)}?" if near else "")
     info = get_optimizer_info(name)
     if info.second_order:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ..data import VIDEO_DATASETS, ClipSampling, ImageTransforms, Reading, Rendering
@@ -170,3 +171,10 @@ class Config:
     out: str | None = None  # run directory; None: runs/<data.name>/<model.name>
     resume: str | None = None  # None, "auto" or another run directory
     device: str = "auto"
+
+    @property
+    def folder(self) -> Path:
+        """The run directory, which `load_config` chooses where the file does not."""
+        if self.out is None:
+            raise ValueError("out must name the run directory, got None: load_config chooses one")
+        return Path(self.out)

@@ -12,14 +12,16 @@ Clips               the view of videos behind it
 Reading             what to read of data sets of timm's readers
 ClipSampling        how clips are taken from a video
 MOTION              views of a clip that show only what moves
-ImageDataset        what a data set of images is
-VideoDataset        what a data set of videos is
+ImageDataset        what a data set of images is; Photos, Cifar, Parquet, Folder, CsvList, Celeba, Shards, HuggingFace,
+                    HuggingFaceStream, and Cached and BalancedSubset of one
+VideoDataset        what a data set of videos is; VideoFolder, HMDB51, UCF101
 BadImage, BadVideo  raised for an image or a video that cannot be read
 """
 
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from .attributes import CsvList
 from .augmented import Augmented
@@ -27,7 +29,7 @@ from .celeba import Celeba
 from .cifar import Cifar
 from .clips import Clips, ClipSampling
 from .dataset import BalancedSubset, Cached, ImageDataset, split_off
-from .film import require_av
+from .film import require_av as _require_av
 from .folder import Folder
 from .hugging_face import HuggingFace, HuggingFaceStream
 from .image_transforms import ImageTransforms
@@ -46,31 +48,46 @@ from .views import Rendering
 
 __all__ = [
     "DATASETS",
+    "HMDB51",
     "LISTED_DATASETS",
     "MOTION",
     "READERS",
     "STREAMS",
+    "UCF101",
     "VIDEO_DATASETS",
     "Augmented",
     "BadImage",
     "BadVideo",
+    "BalancedSubset",
+    "Cached",
+    "Celeba",
+    "Cifar",
     "ClipSampling",
     "Clips",
+    "CsvList",
+    "Folder",
+    "HuggingFace",
+    "HuggingFaceStream",
     "ImageDataset",
     "ImageLoader",
     "ImageTransforms",
     "Noisy",
+    "Parquet",
+    "Photos",
     "Reading",
     "Rendering",
     "Resized",
+    "Shards",
     "VideoDataset",
+    "VideoFolder",
     "build_dataset",
     "make_loader",
     "reader_of",
     "split_off",
 ]
 
-DATASETS: dict[str, Callable[[str | Path, str], ImageDataset | VideoDataset]] = {
+# A root is Any: `build_dataset` sees to it that there is one where it is needed.
+DATASETS: dict[str, Callable[[Any, str], ImageDataset | VideoDataset]] = {
     "photos": lambda root, split: Photos(split),
     "cifar10": lambda root, split: Cifar("cifar10", root, split),
     "cifar100": lambda root, split: Cifar("cifar100", root, split),
@@ -80,17 +97,17 @@ DATASETS: dict[str, Callable[[str | Path, str], ImageDataset | VideoDataset]] = 
     "celeba": Celeba,
     "video": VideoFolder,
 }
-LISTED_DATASETS: dict[str, Callable[[str | Path, str, str | Path, int], VideoDataset]] = {
+LISTED_DATASETS: dict[str, Callable[[Any, str, str | Path, int], VideoDataset]] = {
     "hmdb51": HMDB51,
     "ucf101": UCF101,
 }
-OPENED: dict[str, Callable[[str, str | Path | None, str, Reading], ImageDataset]] = {
+_OPENED: dict[str, Callable[[str, Any, str, Reading], ImageDataset]] = {
     "wds": lambda name, root, split, reading: Shards(root, split, reading),
     "hfds": HuggingFace,
     "hfids": HuggingFaceStream,
 }
 VIDEO_DATASETS = ("video", *LISTED_DATASETS)
-SPLITS = ("train", "test")
+_SPLITS = ("train", "test")
 
 
 def build_dataset(
@@ -129,8 +146,8 @@ def build_dataset(
             else f"known: {', '.join([*known, *(f'{each}/NAME' for each in READERS)])}"
         )
         raise KeyError(f"data set {name!r} is unknown; {hint}")
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if split not in _SPLITS:
+        raise ValueError(f"split must be one of {', '.join(_SPLITS)}, got {split!r}")
     if (root is None) != (name == "photos") and reader not in ("hfds", "hfids"):
         needed = "takes no root" if name == "photos" else "needs the folder of the data as root"
         raise ValueError(f"data set {name} {needed}, got {root}")
@@ -138,13 +155,14 @@ def build_dataset(
         needed = "needs the folder of its official split files as" if name in LISTED_DATASETS else "takes no"
         raise ValueError(f"data set {name} {needed} lists, got {lists}")
     if name in VIDEO_DATASETS:
-        require_av()  # before anything else takes time
+        _require_av()  # before anything else takes time
     if reader in STREAMS and limit is not None:
         raise ValueError(
             f"{name} is read as a stream, of which a limit would take the first images, got {limit}; None takes all"
         )
+    dataset: Any
     if reader:
-        dataset = OPENED[reader](name.partition("/")[2], root, split, reading or Reading())
+        dataset = _OPENED[reader](name.partition("/")[2], root, split, reading or Reading())
     elif lists is None:
         dataset = DATASETS[name](root, split)
     else:

@@ -33,7 +33,7 @@ class AttributeImages(ImageDataset):
     """
 
     def __init__(self, root: Path, source: Path, classes: list[str], files: list[str], labels: list[list[int]]):
-        here = np.array(present(root, files), dtype=bool)
+        here = np.array(_present(root, files), dtype=bool)
         if not here.any():
             first = f", such as {files[0][:80]}" if files else ""
             raise FileNotFoundError(f"none of the {len(files)} images that {source} lists is in {root}{first}")
@@ -46,7 +46,7 @@ class AttributeImages(ImageDataset):
         self.labels = np.array(labels, dtype=np.uint8)[here]
 
     def __getitem__(self, index: int) -> tuple[Tensor, np.ndarray]:
-        return read_image(str(self.paths[index])), self.label(index)
+        return read_image(str(self.paths[index])), self.labels[index]
 
 
 class CsvList(AttributeImages):
@@ -66,12 +66,13 @@ class CsvList(AttributeImages):
         if not path.is_file():
             there = sorted(entry.name for entry in root.iterdir() if not is_hidden(entry.name)) if root.is_dir() else []
             raise FileNotFoundError(f"images with a list need {path}; in {root}: {listed(there, 8) or 'nothing'}")
-        rows = csv_rows(path)
+        rows = _csv_rows(path)
         where, header = next(rows, (f"{path}: line 1", []))
         if header[:1] != ["file"]:
             raise ValueError(f"{where} must be file,ATTRIBUTE,..., got {','.join(header)[:80]!r}")
         classes = checked_attributes(header[1:], where)
-        lines, labels, absent = {}, [], set()
+        lines: dict[str, str] = {}
+        labels, absent = [], set()
         for where, (file, *values) in rows:
             add_file(file, where, lines, folders=True)
             if len(values) != len(classes):
@@ -86,7 +87,7 @@ class CsvList(AttributeImages):
         super().__init__(root, path, classes, list(lines), labels)
 
 
-def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Where a row is (file and line), and its cells without the spaces around them; empty lines are left out.
 
     Raises:
@@ -138,7 +139,7 @@ def add_file(file: str, where: str, lines: dict[str, str], folders: bool) -> Non
     lines[file] = where
 
 
-def present(root: Path, files: Sequence[str]) -> list[bool]:
+def _present(root: Path, files: Sequence[str]) -> list[bool]:
     """Which files are there. Each folder is listed once: to ask for every file takes minutes on a network drive."""
     listings = {}
     for folder in {os.path.dirname(file) for file in files}:

@@ -1,6 +1,7 @@
 """A data set seen through timm's random transforms, each image with numbers that depend on nothing but the seed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -41,17 +42,21 @@ class Augmented(Resized):
         if self.crops and pad:
             raise ValueError(f"pad and crop_scale are two ways to crop at random: set one, got {pad} and both")
         interpolation = "bilinear" if self.crops else transforms.in_training
-        options = {"interpolation": interpolation, "repeats": transforms.aug_repeats, "seed": seed, "epoch": epoch}
+        options: dict[str, Any] = {
+            "interpolation": interpolation,
+            "repeats": transforms.aug_repeats,
+            "seed": seed,
+            "epoch": epoch,
+        }
         super().__init__(dataset, size, hflip=hflip, pad=pad, **options)
         self.transform = transforms.training(size, mean, std, hflip)
         self.seed, self.epoch = seed, epoch
 
     def show(self, images: list[Tensor], indices: list[int]) -> Tensor:
-        if not self.crops:
-            images = super().show(images, indices)
+        begun: Sequence[Tensor] = images if self.crops else super().show(images, indices).unbind()
         shown = []
         with generators_kept():
-            for image, index in zip(images, indices, strict=True):
+            for image, index in zip(begun, indices, strict=True):
                 seed_generators(mix(self.seed, self.epoch, f"transforms {index}"))
                 shown.append(self.transform(image))
         return torch.stack(shown)

@@ -27,8 +27,8 @@ class Celeba(AttributeImages):
 
     def __init__(self, root: str | Path, split: str):
         root = Path(root)
-        classes, labels = read_attributes(root / ATTRIBUTES)
-        partitions = read_partitions(root / PARTITION)
+        classes, labels = _read_attributes(root / ATTRIBUTES)
+        partitions = _read_partitions(root / PARTITION)
         alone = sorted(labels.keys() ^ partitions.keys())
         if alone:
             only = ATTRIBUTES if alone[0] in labels else PARTITION
@@ -40,7 +40,7 @@ class Celeba(AttributeImages):
         super().__init__(root / IMAGES, root / PARTITION, classes, files, [labels[file] for file in files])
 
 
-def read_attributes(path: Path) -> tuple[list[str], dict[str, list[int]]]:
+def _read_attributes(path: Path) -> tuple[list[str], dict[str, list[int]]]:
     """The names of the attributes, and 0 or 1 for each by image: a line with the number of images, one of names, the images."""
     rows = lines(path)
     where, count = next(rows, (f"{path}: line 1", []))
@@ -48,7 +48,8 @@ def read_attributes(path: Path) -> tuple[list[str], dict[str, list[int]]]:
         raise ValueError(f"{where} must be the number of images, got {' '.join(count)[:80]!r}")
     where, names = next(rows, (f"{path}: line 2", []))
     classes = checked_attributes(names, where)
-    seen, labels = {}, {}
+    seen: dict[str, str] = {}
+    labels: dict[str, list[int]] = {}
     for where, (file, *values) in rows:
         add_file(file, where, seen, folders=False)
         if len(values) != len(classes):
@@ -62,9 +63,10 @@ def read_attributes(path: Path) -> tuple[list[str], dict[str, list[int]]]:
     return classes, labels
 
 
-def read_partitions(path: Path) -> dict[str, str]:
+def _read_partitions(path: Path) -> dict[str, str]:
     """That of each image, 0, 1 or 2."""
-    seen, partitions = {}, {}
+    seen: dict[str, str] = {}
+    partitions: dict[str, str] = {}
     for where, (file, *partition) in lines(path):
         add_file(file, where, seen, folders=False)
         if partition not in (["0"], ["1"], ["2"]):

@@ -32,7 +32,7 @@ class ImageDataset(Dataset):
         return label if label.ndim else int(label)
 
 
-def strata(labels: np.ndarray) -> np.ndarray:
+def _strata(labels: np.ndarray) -> np.ndarray:
     """(len,) what is to be balanced: the classes; of attributes nothing, as there may be more combinations than images."""
     return labels if labels.ndim == 1 else np.zeros(len(labels), dtype=np.int64)
 
@@ -43,7 +43,7 @@ def balanced_order(labels: np.ndarray) -> np.ndarray:
     A fixed shuffle, then the first of every class, then the second of every class, and so on. It depends on `labels` alone.
     Of attributes it is the shuffle.
     """
-    labels = strata(labels)
+    labels = _strata(labels)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).numpy()
     turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before it in the shuffle
     for label in np.unique(labels):
@@ -80,7 +80,7 @@ def split_off(dataset: ImageDataset, fraction: float) -> tuple[Subset, Subset]:
     """
     if dataset.labels.min() < 0:
         raise ValueError("a stream cannot be divided: name a split of its own as test_split")
-    labels = strata(dataset.labels)
+    labels = _strata(dataset.labels)
     order = balanced_order(labels)
     number = np.empty(len(order), dtype=np.int64)  # among its class, in that order
     for label in np.unique(labels):
@@ -107,7 +107,7 @@ class Cached(ImageDataset):
         self.kept = np.zeros(len(dataset), dtype=bool)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | np.ndarray]:
-        if self.kept[index]:
+        if self.images is not None and self.kept[index]:
             return self.images[index].permute(2, 0, 1), self.label(index)
         image, label = self.dataset[index]
         if self.images is None:

@@ -56,7 +56,7 @@ class Film:
     def __enter__(self) -> "Film":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.container.close()
 
     def frames(self, indices: np.ndarray) -> Iterator:
@@ -72,14 +72,15 @@ class Film:
         # "file:" makes a file of every name, also of "a:b.mp4"; FFmpeg lets a file name other files, but nothing on a network.
         self.container = av.open(f"file:{self.path}", metadata_errors="ignore")
         covers = av.stream.Disposition.attached_pic  # pictures that belong to sound
-        self.stream = next((stream for stream in self.container.streams.video if not stream.disposition & covers), None)
-        self.codec = self.stream and self.stream.codec_context
+        stream = next((stream for stream in self.container.streams.video if not stream.disposition & covers), None)
+        codec = stream and stream.codec_context
         listed = self.container.format.name in LISTS
-        if listed or self.codec is None:
+        if listed or stream is None or codec is None:
             self.container.close()
-            holds = "a list of other files" if listed else "a codec that is not known" if self.stream else "no video"
+            holds = "a list of other files" if listed else "a codec that is not known" if stream else "no video"
             raise ValueError(f"it holds {holds}")
-        self.codec.thread_count = 1  # the workers of a loader are the threads
+        codec.thread_count = 1  # the workers of a loader are the threads
+        self.stream, self.codec = stream, codec
         self.pixel_aspect = float(self.stream.sample_aspect_ratio or 1)
 
     def _survey(self) -> None:

@@ -38,13 +38,13 @@ class Folder(ImageDataset):
     extensions: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
     def __init__(self, root: str | Path, split: str):
-        folder = find_split(Path(root), split, self.kind, self.extensions)
-        self.classes = class_folders(folder)
+        folder = _find_split(Path(root), split, self.kind, self.extensions)
+        self.classes = _class_folders(folder)
         if not self.classes:
             raise FileNotFoundError(f"{folder} must hold a folder for each class of {split}, it holds none")
         train = Path(root) / "train"
         if split == "test" and train.is_dir():
-            odd = sorted({*class_folders(train)}.symmetric_difference(self.classes))
+            odd = sorted({*_class_folders(train)}.symmetric_difference(self.classes))
             if odd:
                 raise ValueError(f"{folder} must hold the classes of {train}; only one of them has {listed(odd)}")
         paths, labels, owners = [], [], {}
@@ -52,8 +52,8 @@ class Folder(ImageDataset):
         stray = sum(name.endswith(self.extensions) for name in beside)
         left_out = Counter({"in no class folder": stray} if stray else {})
         for label, name in enumerate(self.classes):
-            others = Counter()
-            for path, identity in files_below(str(folder / name)):
+            others: Counter[str] = Counter()
+            for path, identity in _files_below(str(folder / name)):
                 if not path.lower().endswith(self.extensions):
                     others[os.path.splitext(path)[1].lower() or "without extension"] += 1
                 elif identity not in owners:
@@ -79,7 +79,7 @@ class Folder(ImageDataset):
         return read_image(str(self.paths[index])), int(self.labels[index])
 
 
-def find_split(root: Path, split: str, kind: str, extensions: tuple[str, ...]) -> Path:
+def _find_split(root: Path, split: str, kind: str, extensions: tuple[str, ...]) -> Path:
     """The folder of a split.
 
     Raises:
@@ -101,12 +101,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK
 
 
-def class_folders(folder: Path) -> list[str]:
+def _class_folders(folder: Path) -> list[str]:
     """The names of the classes of a split, in alphabetical order."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
-def files_below(folder: str) -> Iterator[tuple[str, Hashable]]:
+def _files_below(folder: str) -> Iterator[tuple[str, Hashable]]:
     """Path and identity of every file in a folder and the folders within, in alphabetical order.
 
     Links are followed, and may lead back: each real folder is entered once. Of a file with several names each is told.
@@ -118,8 +118,8 @@ def files_below(folder: str) -> Iterator[tuple[str, Hashable]]:
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        with os.scandir(here) as entries:
-            entries = sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
+        with os.scandir(here) as found:
+            entries = sorted((entry for entry in found if not is_hidden(entry.name)), key=lambda entry: entry.name)
         folders = [entry.path for entry in entries if _is_folder(entry)]
         inside = {*folders}
         yield from ((entry.path, _identity(entry, status.st_dev)) for entry in entries if entry.path not in inside)

@@ -31,11 +31,11 @@ class HuggingFace(ImageDataset):
     """
 
     def __init__(self, name: str, root: str | Path | None, split: str, reading: Reading):
-        require_datasets()
+        _require_datasets()
         from timm.data.readers.reader_hfds import ReaderHfds
 
         keys = {"input_key": reading.input_key, "target_key": reading.target_key}
-        reader = reading.open(split, lambda part: opened(ReaderHfds, name, root, part, **keys))
+        reader = reading.open(split, lambda part: _opened(ReaderHfds, name, root, part, **keys))
         self.where, self.rows = f"hfds/{name}, {reader.split}", reader.dataset
         if not len(self.rows):
             raise ValueError(f"{self.where} holds no row")
@@ -44,7 +44,7 @@ class HuggingFace(ImageDataset):
             self.rows
         ):  # timm makes a column that is not there
             del there[reading.input_key]
-        check_columns(there, reading, self.where)
+        _check_columns(there, reading, self.where)
         self.image = reading.input_key
         self.classes = reading.classes(list(reader.class_to_idx) or None, self.where)
         self.labels = np.asarray(self.rows.with_format("numpy")[reading.target_key])
@@ -57,7 +57,7 @@ class HuggingFace(ImageDataset):
         where, image = f"{self.where}, row {index}", self.rows[int(index)][self.image]
         if not image or image["bytes"] is None:
             raise BadImage(where, "the row has no bytes")
-        return decode(image["bytes"], where), self.label(index)
+        return decode(image["bytes"], where), int(self.labels[index])
 
 
 class HuggingFaceStream(Stream):
@@ -70,23 +70,23 @@ class HuggingFaceStream(Stream):
     """
 
     def __init__(self, name: str, root: str | Path | None, split: str, reading: Reading):
-        require_datasets()
+        _require_datasets()
         from timm.data.readers.reader_hfids import ReaderHfids
 
         # The number of samples, which the Hub may not say, is counted below.
-        reader = reading.open(split, lambda part: opened(ReaderHfids, name, root, part, num_samples=1))
+        reader = reading.open(split, lambda part: _opened(ReaderHfids, name, root, part, num_samples=1))
         where = f"hfids/{name}, {reader.split}"
         self.files = [str(file) for file in reader.builder.config.data_files[reader.split]]
         odd = [file for file in self.files if not file.endswith(".parquet")]
         if odd:
             raise ValueError(f"{where}: a stream must be of files of parquet, got {odd[0]}; hfds/{name} takes others")
         features = reader.builder.as_streaming_dataset(split=reader.split).features
-        check_columns(features, reading, where)
+        _check_columns(features, reading, where)
         names = getattr(features[reading.target_key], "names", None)
         self.columns = reading.input_key, reading.target_key
         lengths = []
         for file in self.files:
-            with opened_parquet(file) as parquet:
+            with _opened_parquet(file) as parquet:
                 lengths.append(parquet.metadata.num_rows)
         super().__init__(reading.classes(names, where), lengths, reading.shuffle)
 
@@ -97,7 +97,7 @@ class HuggingFaceStream(Stream):
         place, file = 0, self.files[shard]
         image, label = self.columns
         try:
-            with opened_parquet(file) as parquet:
+            with _opened_parquet(file) as parquet:
                 for group in range(parquet.num_row_groups):
                     rows = parquet.metadata.row_group(group).num_rows
                     if not any(i in wanted for i in range(place, place + rows)):
@@ -110,7 +110,7 @@ class HuggingFaceStream(Stream):
                             is_wanted = place in wanted
                             where = f"{file}, row {place}"
                             yield (
-                                sample_of(batch[image][i].as_py(), batch[label][i].as_py(), where)
+                                _sample_of(batch[image][i].as_py(), batch[label][i].as_py(), where)
                                 if is_wanted
                                 else None
                             )
@@ -119,7 +119,7 @@ class HuggingFaceStream(Stream):
             yield Truncated(file, f"{type(error).__name__}: {error}")
 
 
-def sample_of(image: Any, label: Any, where: str) -> Sample | BadImage:
+def _sample_of(image: Any, label: Any, where: str) -> Sample | BadImage:
     """What the columns of a row make."""
     if not image or image["bytes"] is None:
         return BadImage(where, "the row has no bytes")
@@ -128,7 +128,7 @@ def sample_of(image: Any, label: Any, where: str) -> Sample | BadImage:
     return Sample(image["bytes"], label, where)
 
 
-def require_datasets() -> None:
+def _require_datasets() -> None:
     """ImportError names the extra that installs it."""
     try:
         import datasets  # noqa: F401
@@ -136,7 +136,7 @@ def require_datasets() -> None:
         raise ImportError('hfds/ and hfids/ data sets need datasets: pip install "s4nd[hf]"') from error
 
 
-def opened(reader: Any, name: str, root: str | Path | None, split: str, **options: Any) -> Any:
+def _opened(reader: Any, name: str, root: str | Path | None, split: str, **options: Any) -> Any:
     """A reader of timm's.
 
     Raises:
@@ -158,7 +158,7 @@ def opened(reader: Any, name: str, root: str | Path | None, split: str, **option
         raise ValueError(f"{name} cannot be opened as a Hugging Face data set: {error}") from error
 
 
-def check_columns(features: Any, reading: Reading, where: str) -> None:
+def _check_columns(features: Any, reading: Reading, where: str) -> None:
     """ValueError unless there are columns of an image and of the number of a class."""
     import datasets
 
@@ -173,7 +173,7 @@ def check_columns(features: Any, reading: Reading, where: str) -> None:
 
 
 @contextmanager
-def opened_parquet(file: str) -> Iterator[Any]:
+def _opened_parquet(file: str) -> Iterator[Any]:
     """A pyarrow ParquetFile of a path or an address of the Hub."""
     import fsspec
     import pyarrow.parquet as pq

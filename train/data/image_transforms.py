@@ -6,6 +6,7 @@ Shapes: C channels of the model's input, S the size of a stage.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -56,7 +57,7 @@ class ImageTransforms:
     recount: int = 1
     aug_repeats: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _one_of("interpolation", self.interpolation, INTERPOLATIONS)
         if self.train_interpolation is not None:
             _one_of("train_interpolation", self.train_interpolation, (*INTERPOLATIONS, "random"))
@@ -101,12 +102,15 @@ class ImageTransforms:
             mean, std: (C,) of the model's input: policies fill with the one, erasing with numbers of both.
             hflip: mirror every other random crop.
         """
+        scale: Any = self.crop_scale  # lists will do, and None
+        ratio: Any = self.crop_ratio
+        jitter: Any = self.color_jitter or None
         crop, change, final = transforms_imagenet_train(
             size,
-            scale=self.crop_scale,
-            ratio=self.crop_ratio,
+            scale=scale,
+            ratio=ratio,
             hflip=0.5 if hflip else 0.0,
-            color_jitter=self.color_jitter or None,
+            color_jitter=jitter,
             force_color_jitter=True,  # timm else leaves it out where there is a policy
             auto_augment=self.auto_augment,
             interpolation=self.in_training,
@@ -116,29 +120,29 @@ class ImageTransforms:
         )
         if self.auto_augment:
             repair(change.transforms[0])
-        begin = [to_pil]
+        begin = [_to_pil]
         if self.crop_scale:
             whole, *flip = crop.transforms
-            begin = [Crop(size, whole.scale, whole.ratio, self.in_training), *flip]
+            begin = [_Crop(size, whole.scale, whole.ratio, self.in_training), *flip]
         parts = [*begin, *change.transforms, *final.transforms] if self.crop_scale or change.transforms else []
         if self.reprob:
             parts.append(
-                Erasing(RandomErasing(self.reprob, mode=self.remode, max_count=self.recount, device="cpu"), mean, std)
+                _Erasing(RandomErasing(self.reprob, mode=self.remode, max_count=self.recount, device="cpu"), mean, std)
             )
         return Compose(parts)
 
 
-class Crop(RandomResizedCropAndInterpolation):
+class _Crop(RandomResizedCropAndInterpolation):
     """timm's random crop, which is of PIL images, of a tensor (3, H, W): no more than is seen becomes a PIL image."""
 
     def __call__(self, image: Tensor) -> Image.Image:
         top, left, height, width = self.get_params(image, self.scale, self.ratio)
         several = isinstance(self.interpolation, tuple)
         interpolation = random.choice(self.interpolation) if several else self.interpolation
-        return resize(to_pil(image[:, top : top + height, left : left + width]), self.size, interpolation)
+        return resize(_to_pil(image[:, top : top + height, left : left + width]), self.size, interpolation)
 
 
-class Erasing:
+class _Erasing:
     """timm's random erasing, which is for normalised images, on uint8 images (3, H, W).
 
     Here and not on the device, where timm has it: there it would draw, batch by batch, from generators that every device and
@@ -155,11 +159,11 @@ class Erasing:
 
     def __call__(self, image: Tensor) -> Tensor:
         """In place."""
-        self.erase(Normalised(image, self.mean, self.std))
+        self.erase(_Normalised(image, self.mean, self.std))
         return image
 
 
-class Normalised:
+class _Normalised:
     """What timm's random erasing needs to know of a normalised image (C, H, W); what it writes goes into the uint8 image."""
 
     dtype = torch.float32
@@ -177,15 +181,15 @@ class Normalised:
 def central_crop(size: int, interpolation: str, crop_pct: float) -> Callable[[Tensor], Tensor]:
     """timm's transform of evaluation: (3, H, W) -> (3, S, S), both uint8; interpolation and crop_pct as above."""
     transform = transforms_imagenet_eval(size, crop_pct=crop_pct, interpolation=interpolation, normalize=False)
-    return Compose([middle, to_pil, *transform.transforms])
+    return Compose([_middle, _to_pil, *transform.transforms])
 
 
-def to_pil(image: Tensor) -> Image.Image:
+def _to_pil(image: Tensor) -> Image.Image:
     """(3, H, W) uint8."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
-def middle(image: Tensor) -> Tensor:
+def _middle(image: Tensor) -> Tensor:
     """At most LONGEST shorter sides of an image (3, H, W)."""
     most = LONGEST * min(image.shape[1:])
     for axis, n in enumerate(image.shape[1:], 1):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, TiffTags
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # none starts a program or reads another file
@@ -121,7 +123,7 @@ def _turn_upright(image: Image.Image) -> None:
 def _scale_transparent_colour(image: Image.Image) -> None:
     """Bring the transparent colour of a PNG from the file's bits to 8, as Pillow does with the pixels but not with it."""
     colour = image.info.get("transparency")
-    if image.format != "PNG" or colour is None:
+    if not isinstance(image, PngImageFile) or colour is None:
         return
     stored = image.tile[0][3]
     if stored in ("L;2", "L;4"):
@@ -155,7 +157,7 @@ def _is_signed(image: Image.Image) -> bool:
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:
     """The tags of a TIFF, nothing of another file."""
-    return image.tag_v2 if image.format == "TIFF" else {}
+    return image.tag_v2 if isinstance(image, TiffImageFile) else {}
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,14 +57,15 @@ class ImageLoader(DataLoader):
         prefetch: int,
         skip_bad: bool,
     ):
-        shown = {"rendering": rendering, "train": train, "seed": seed}
+        shown: dict[str, Any] = {"rendering": rendering, "train": train, "seed": seed}
+        items: dict[str, Any]
         if isinstance(dataset, Stream):
             items = {"dataset": StreamBatches(dataset, order, **shown), "batch_size": None}  # its items are batches
         else:
             items = {"dataset": Views(dataset, **shown), "batch_size": order.batch_size, "sampler": order}
         super().__init__(
             **items,
-            collate_fn=collate if train or rendering.sampling is None else collate_clips,
+            collate_fn=_collate if train or rendering.sampling is None else _collate_clips,
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers else None,
@@ -76,19 +78,19 @@ class ImageLoader(DataLoader):
         """The epoch of the next iteration, and how many batches at its beginning to leave out: those before an interruption."""
         self.order.set_epoch(epoch, begin)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]  # no more of torch's own than its batches
         self.consumed = self.unreadable = 0
         for images, labels, bad in super().__iter__():
             self.consumed, self.unreadable = self.consumed + 1, self.unreadable + len(bad)
             for error in bad:
                 if not self.skip_bad:
                     raise error
-                report(error)
+                _report(error)
             if len(labels):
                 yield images, labels
 
 
-def report(error: BadImage) -> None:
+def _report(error: BadImage) -> None:
     """Warn of a damaged image, the first time."""
     if error.path not in _reported:
         _reported.add(error.path)
@@ -96,21 +98,21 @@ def report(error: BadImage) -> None:
         logger.warning("skipped %s that cannot be read: %s", kind, error)
 
 
-def collate(items: Sequence[tuple[Tensor, int | Tensor] | BadImage]) -> tuple[Tensor, Tensor, list[BadImage]]:
+def _collate(items: Sequence[tuple[Tensor, int | Tensor] | BadImage]) -> tuple[Tensor, Tensor, list[BadImage]]:
     """The images (B, 3, size, size) of those items that were read, their labels (B,) or (B, K), or their residuals, and the
     errors of the others."""
     bad = [item for item in items if isinstance(item, BadImage)]
     good = [item for item in items if not isinstance(item, BadImage)]
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0, dtype=torch.uint8)
-    labels = [label for _, label in good]
+    labels: list[Any] = [label for _, label in good]
     if labels and isinstance(labels[0], Tensor):
         return images, torch.stack(labels), bad
     return images, torch.from_numpy(np.array(labels, dtype=np.int64)), bad
 
 
-def collate_clips(items: Sequence[tuple[Tensor, int] | BadVideo]) -> tuple[Tensor, Tensor, list[BadVideo]]:
-    """As `collate` for one video at test time: its clips are the batch."""
-    clips, labels, bad = collate(items)
+def _collate_clips(items: Sequence[tuple[Tensor, int] | BadVideo]) -> tuple[Tensor, Tensor, list[BadImage]]:
+    """As `_collate` for one video at test time: its clips are the batch."""
+    clips, labels, bad = _collate(items)
     return clips[0] if len(clips) else clips, labels, bad
 
 
@@ -155,6 +157,7 @@ def make_loader(
         raise ValueError(f"sizes are of images; clips are all of one, got {sizes}")
     skip_bad = train if skip_bad is None else skip_bad
     place = {"rank": rank, "world_size": world_size}
+    order: Order
     if train:
         sharing = {"micro_batches": micro_batches, "repeats": rendering.transforms.aug_repeats} | place
         shuffle = dataset.shuffled if isinstance(dataset, Stream) else partial(shuffled, len(dataset))
@@ -162,5 +165,5 @@ def make_loader(
     else:
         order = InOrder(len(dataset), size, batch_size if rendering.sampling is None else 1, **place)
     order.set_epoch(epoch)
-    working = {"workers": workers, "prefetch": prefetch, "skip_bad": skip_bad}
+    working: dict[str, Any] = {"workers": workers, "prefetch": prefetch, "skip_bad": skip_bad}
     return ImageLoader(dataset, rendering, order, train=train, seed=seed, **working)

@@ -95,7 +95,7 @@ class Shuffled(Order):
         return share(order, self.batch_size * self.sharing["world_size"], **self.sharing)
 
     def sizes(self, epoch: int, batches: int) -> Sequence[int]:
-        return drawn_sizes(self.choices, batches, self.seed, epoch)
+        return _drawn_sizes(self.choices, batches, self.seed, epoch)
 
 
 def shuffled(count: int, seed: int) -> Tensor:
@@ -133,7 +133,7 @@ def share(
     return order.view(-1, batch_size)[:, torch.cat(mine)].flatten().tolist()
 
 
-def drawn_sizes(sizes: Sequence[int], steps: int, seed: int, epoch: int) -> list[int]:
+def _drawn_sizes(sizes: Sequence[int], steps: int, seed: int, epoch: int) -> list[int]:
     """The size of each step of an epoch, the same in all processes: each with the same probability."""
     generator = torch.Generator().manual_seed(mix(seed, epoch, "sizes"))
     return [sizes[i] for i in torch.randint(len(sizes), (steps,), generator=generator).tolist()]

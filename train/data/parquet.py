@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -38,24 +38,24 @@ class Parquet(ImageDataset):
     """
 
     def __init__(self, root: str | Path, split: str):
-        files, others = find_files(Path(root), split), find_other_files(Path(root), split)
-        check_kinds([*files, *others])
-        labels = [read_labels(file) for file in files]
+        files, others = _find_files(Path(root), split), _find_other_files(Path(root), split)
+        _check_kinds([*files, *others])
+        labels = [_read_labels(file) for file in files]
         self.files, self.offsets = files, [0, *accumulate(map(len, labels))]
         if not self.offsets[-1]:
             raise ValueError(f"{files[0]} holds no row")
-        names = class_names([*files, *others])
+        names = _class_names([*files, *others])
         self.labels = np.concatenate(labels)
         if names is None:  # one split may lack the last class
-            labels += [read_labels(file) for file in others]
+            labels += [_read_labels(file) for file in others]
             names = [str(i) for i in range(1 + max(int(part.max()) for part in labels if len(part)))]
         self.classes = names
         for file, part in zip(files, labels, strict=False):
             if part.ndim == 1 and len(part) and not 0 <= part.min() <= part.max() < len(names):
                 needed = f"0 to {len(names) - 1}" if names else "at least 0"
                 raise ValueError(f"labels in {file} must be {needed}, got {part.min()} to {part.max()}")
-        self.encoded = _chunks([read_field(file, "bytes") for file in files])
-        self.paths = _chunks([read_field(file, "path") for file in files])
+        self.encoded = _chunks([_read_field(file, "bytes") for file in files])
+        self.paths = _chunks([_read_field(file, "path") for file in files])
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | np.ndarray]:
         index = int(index)
@@ -73,7 +73,7 @@ class Parquet(ImageDataset):
         return f"{self.files[file]}, row {index - self.offsets[file]}" + (f" ({path})" if path else "")
 
 
-def find_files(root: Path, split: str) -> list[Path]:
+def _find_files(root: Path, split: str) -> list[Path]:
     """The files of a split, in alphabetical order.
 
     Raises:
@@ -90,15 +90,15 @@ def find_files(root: Path, split: str) -> list[Path]:
     raise FileNotFoundError(f"parquet data for {split} must be {root}/{needed}, or in {root}/data; in {root}: {found}")
 
 
-def find_other_files(root: Path, split: str) -> list[Path]:
+def _find_other_files(root: Path, split: str) -> list[Path]:
     """The files of the other split, if it is there."""
     try:
-        return find_files(root, "test" if split == "train" else "train")
+        return _find_files(root, "test" if split == "train" else "train")
     except FileNotFoundError:
         return []
 
 
-class Layout(NamedTuple):
+class _Layout(NamedTuple):
     """What a file calls its columns, and the names of its classes: those that the `datasets` library writes, or None.
 
     Without a label they are the boolean columns.
@@ -109,7 +109,7 @@ class Layout(NamedTuple):
     classes: list[str] | None
 
 
-def read_layout(file: Path) -> Layout:
+def _read_layout(file: Path) -> _Layout:
     """The layout of a parquet file.
 
     Raises:
@@ -134,33 +134,33 @@ def read_layout(file: Path) -> Layout:
         columns = f"{' or '.join(IMAGE)} (struct of bytes and path) and {' or '.join(LABEL)} (an integer)"
         raise ValueError(f"{file} must have the columns {columns} or boolean ones, the attributes; found {found}")
     if not label:
-        return Layout(image, None, attributes)
+        return _Layout(image, None, attributes)
     try:
         names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
     except (TypeError, KeyError, ValueError):
         names = None
     if not isinstance(names, list | None) or not all(isinstance(name, str) for name in names or []):
         raise ValueError(f"{file}: the classes in its metadata must be a list of names, got {str(names)[:80]}")
-    return Layout(image, label, names)
+    return _Layout(image, label, names)
 
 
-def check_kinds(files: list[Path]) -> None:
+def _check_kinds(files: list[Path]) -> None:
     """ValueError names two files, if some have labels and others attributes."""
-    labelled = {read_layout(file).label is not None: file for file in files}
+    labelled = {_read_layout(file).label is not None: file for file in files}
     if len(labelled) > 1:
         raise ValueError(f"{labelled[True]} has labels and {labelled[False]} attributes: all files must have the same")
 
 
-def class_names(files: list[Path]) -> list[str] | None:
+def _class_names(files: list[Path]) -> list[str] | None:
     """The names of the classes on which all files agree; None if none names them.
 
     Raises:
         ValueError: they do not agree; names the file.
     """
     first, *others = files
-    names = read_layout(first).classes
+    names = _read_layout(first).classes
     for file in others:
-        found = read_layout(file).classes
+        found = _read_layout(file).classes
         if (names is None) != (found is None):
             named, bare = (first, file) if found is None else (file, first)
             raise ValueError(f"{bare} does not name its classes, so they cannot be compared with those of {named}")
@@ -170,9 +170,9 @@ def class_names(files: list[Path]) -> list[str] | None:
     return names
 
 
-def read_field(file: Path, name: str):
+def _read_field(file: Path, name: str) -> Any:
     """A field of the images as one type, whatever shards have: bytes as large_binary, path as large_string, or nulls."""
-    column = read_layout(file).image
+    column = _read_layout(file).image
     with _opened(file) as parquet:
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -186,23 +186,23 @@ def read_field(file: Path, name: str):
         return field.cast(kind)
 
 
-def _is_binary(kind) -> bool:
+def _is_binary(kind: Any) -> bool:
     return "binary" in str(
         kind
     )  # binary, large_binary, binary_view, fixed_size_binary; older versions lack some of them
 
 
-def read_labels(file: Path) -> np.ndarray:
+def _read_labels(file: Path) -> np.ndarray:
     """(rows,) int64; or (rows, attributes) uint8 of 0 and 1.
 
     Raises:
         ValueError: one is missing.
     """
-    layout = read_layout(file)
+    layout = _read_layout(file)
     with _opened(file) as parquet:
         import pyarrow as pa
 
-        names = [layout.label] if layout.label else layout.classes
+        names = [layout.label] if layout.label else layout.classes or []
         table = parquet.read(columns=names)
         for name in names:
             if table[name].null_count:
@@ -227,7 +227,7 @@ def _opened(file: Path) -> Iterator:
         raise ValueError(f"{file} cannot be read as parquet: {error}") from error
 
 
-def _chunks(columns):
+def _chunks(columns: Any) -> Any:
     """One chunked array of several."""
     import pyarrow as pa
 

@@ -50,14 +50,14 @@ def photo_folder() -> Path:
     return Path(spec.origin).parent / "data"
 
 
-def cells(height: int, width: int) -> tuple[int, int]:
+def _cells(height: int, width: int) -> tuple[int, int]:
     """Rows and columns of cells of a picture: at most 4, of at least MIN_CELL pixels if the picture has them."""
     return min(4, max(1, height // MIN_CELL)), min(4, max(1, width // MIN_CELL))
 
 
 def kept_for_testing(height: int, width: int) -> np.ndarray:
     """(height, width) bool, true for the pixels kept for testing: between a sixth and a third of them, spread out."""
-    rows, columns = cells(height, width)
+    rows, columns = _cells(height, width)
     row, column = np.arange(height) * rows // height, np.arange(width) * columns // width
     return (row[:, None] + 2 * column) % 4 == 2
 
@@ -102,7 +102,7 @@ class Photos(ImageDataset):
                 raise FileNotFoundError(f'the data set "photos" needs {file} of scikit-image, which is not in {folder}')
             picture = to_grey(read_image(folder / file))
             region = kept_for_testing(*picture.shape)
-            rows, columns = cells(*picture.shape)
+            rows, columns = _cells(*picture.shape)
             side = min(picture.shape[0] // rows, picture.shape[1] // columns) * 3 // 4
             self.pictures.append(picture[..., None].repeat(1, 1, 3).permute(2, 0, 1))  # (3, H, W)
             self.corners.append(crop_corners(region if split == "test" else ~region, side, crops))

@@ -4,6 +4,7 @@ timm passes over a part that it does not know, takes 10 for a larger magnitude, 
 """
 
 import re
+from typing import Any
 
 from PIL import Image
 from timm.data import auto_augment
@@ -19,7 +20,7 @@ PARTS = {  # of each policy: the value of each part
     "augmix": {"m": WHOLE, "w": POSITIVE, "d": POSITIVE, "a": NUMBER, "b": SWITCH, "mstd": NUMBER},
     **{name: {"mstd": NUMBER} for name in ("original", "originalr", "v0", "v0r", "3a")},
 }
-ALONE = {"color_jitter": None, "separate": True}
+ALONE: dict[str, Any] = {"color_jitter": None, "separate": True}
 MOST = 10  # magnitude, if mmax says nothing else
 
 
@@ -50,9 +51,10 @@ def check_policy(text: str) -> None:
             _, (policy,), _ = (part.transforms for part in transforms_imagenet_train(8, auto_augment=text, **ALONE))
             repair(policy)(Image.new("RGB", (8, 8)))
             for op in operations(policy):
+                apply: Any = op.aug_fn
                 for level in range(most + 1):
-                    values = op.level_fn(level, op.hparams) if op.level_fn else ()
-                    op.aug_fn(Image.new("RGB", (8, 8)), *values, **op.kwargs)
+                    drawn = op.level_fn(level, op.hparams) if op.level_fn else ()
+                    apply(Image.new("RGB", (8, 8)), *drawn, **op.kwargs)
     except Exception as error:  # timm asserts, numpy refuses what it is to draw, and Pillow what it is to do
         raise ValueError(f"auto_augment {text!r} fails: {error}") from error
 
@@ -66,11 +68,11 @@ def repair(policy: RandAugment | AugMixAugment | AutoAugment) -> RandAugment | A
     """timm's policy, in place, with a posterize that takes 0 bits: timm asks for them, and Pillow 13 refuses them."""
     for op in operations(policy):
         if op.aug_fn is auto_augment.posterize:
-            op.aug_fn = posterize
+            op.aug_fn = _posterize
     return policy
 
 
-def posterize(image: Image.Image, bits_to_keep: int, **options) -> Image.Image:
+def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
     """timm's; of 0 bits a black image, as Pillow made it."""
     if bits_to_keep < 1:
         return Image.new(image.mode, image.size)

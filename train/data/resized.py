@@ -49,7 +49,7 @@ class Resized(Dataset):
         self.classes, self.labels = dataset.classes, dataset.labels
         self.render = partial(render, size=size)
         if (interpolation, crop_pct) != ("bilinear", 1):
-            self.render = partial(render_each, transform=central_crop(size, interpolation, crop_pct))
+            self.render = partial(_render_each, transform=central_crop(size, interpolation, crop_pct))
         self.augments = hflip or pad > 0
         if self.augments:
             generator = torch.Generator().manual_seed(mix(seed, epoch, "augmentation"))
@@ -61,7 +61,7 @@ class Resized(Dataset):
     def __len__(self) -> int:
         return self.repeats * len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | np.ndarray]:
         """Image (3, size, size) uint8 and label.
 
         Raises:
@@ -72,7 +72,7 @@ class Resized(Dataset):
             raise item
         return item
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int] | BadImage]:
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int | np.ndarray] | BadImage]:
         """Several at once, which is what a loader asks for; one that cannot be read is represented by its error."""
         items: list = [self._read(index) for index in indices]
         good = [i for i, item in enumerate(items) if not isinstance(item, BadImage)]
@@ -91,7 +91,7 @@ class Resized(Dataset):
             shown = flip_and_shift(shown, self.flip[chosen], self.shift[chosen])
         return shown
 
-    def _read(self, index: int) -> tuple[Tensor, int] | BadImage:
+    def _read(self, index: int) -> tuple[Tensor, int | np.ndarray] | BadImage:
         try:
             return self.dataset[index % len(self.dataset)]
         except BadImage as error:
@@ -115,17 +115,17 @@ def render(images: list[Tensor], size: int) -> Tensor:
     for i, image in enumerate(images):
         groups.setdefault(min(image.shape[1:]), []).append(i)
     for side, group in groups.items():  # images of one size are resized together: a call costs more than a small image
-        squares = torch.stack([central_square(images[i], side).permute(1, 2, 0) for i in group]).permute(0, 3, 1, 2)
+        squares = torch.stack([_central_square(images[i], side).permute(1, 2, 0) for i in group]).permute(0, 3, 1, 2)
         rendered[group] = TF.resize(squares, [size, size], TF.InterpolationMode.BILINEAR, antialias=True)
     return rendered
 
 
-def render_each(images: list[Tensor], transform: Callable[[Tensor], Tensor]) -> Tensor:
+def _render_each(images: list[Tensor], transform: Callable[[Tensor], Tensor]) -> Tensor:
     """Images (3, H_i, W_i) by a transform to one size, stacked."""
     return torch.stack([transform(image) for image in images])
 
 
-def central_square(image: Tensor, side: int) -> Tensor:
+def _central_square(image: Tensor, side: int) -> Tensor:
     """The middle (3, side, side) of an image (3, H, W)."""
     top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
     return image[:, top : top + side, left : left + side]

@@ -7,7 +7,9 @@ address is a path or a URL of http, never one of webdataset's commands (pipe:).
 import tarfile
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -39,15 +41,15 @@ class Shards(Stream):
     """
 
     def __init__(self, root: str | Path, split: str, reading: Reading):
-        require_webdataset()
-        root = check_root(str(root))
-        info, found = reading.open(split, lambda name: read_info(root, name))
-        self.addresses = [f"{root}/{check_name(name)}" for name in found.filenames]
+        _require_webdataset()
+        root = _check_root(str(root))
+        info, found = reading.open(split, lambda name: _read_info(root, name))
+        self.addresses = [f"{root}/{_check_name(name)}" for name in found.filenames]
         if "://" not in root:
             absent = [address for address in self.addresses if not Path(address).is_file()]
             if absent:
                 raise FileNotFoundError(f"no shard {absent[0]}" + f", and {len(absent) - 1} more" * (len(absent) > 1))
-        lengths = list(found.shard_lengths) or [count_samples(address) for address in self.addresses]
+        lengths = list(found.shard_lengths) or [_count_samples(address) for address in self.addresses]
         if len(lengths) != len(self.addresses) or (found.num_samples and sum(lengths) != found.num_samples):
             raise ValueError(
                 f"{root}: the shards of {split} must hold {found.num_samples} samples together, as was said of them, and "
@@ -59,10 +61,10 @@ class Shards(Stream):
         return self.addresses[shard]
 
     def samples(self, shard: int, wanted: Container[int]) -> Iterator[Sample | BadImage | None]:
-        return read_samples(self.addresses[shard], wanted)
+        return _read_samples(self.addresses[shard], wanted)
 
 
-def require_webdataset() -> None:
+def _require_webdataset() -> None:
     """ImportError names the extra that installs it."""
     try:
         import webdataset  # noqa: F401
@@ -70,7 +72,7 @@ def require_webdataset() -> None:
         raise ImportError('wds/ data sets need webdataset: pip install "s4nd[wds]"') from error
 
 
-def check_root(root: str) -> str:
+def _check_root(root: str) -> str:
     """A folder's path or a URL, without the slash at its end; webdataset would run the command of a pipe:."""
     parts = urlparse(root)
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
@@ -80,7 +82,7 @@ def check_root(root: str) -> str:
     return root.rstrip("/") or "/"
 
 
-def check_name(name: object) -> str:
+def _check_name(name: Any) -> str:
     """A shard's name, below the root."""
     path = PurePosixPath(name) if isinstance(name, str) else None
     if path is None or path.is_absolute() or ".." in path.parts or ":" in name or path.suffix != ".tar":
@@ -90,7 +92,7 @@ def check_name(name: object) -> str:
     return name
 
 
-def read_info(root: str, split: str):
+def _read_info(root: str, split: str) -> tuple[dict, Any]:
     """The content of _info.json (or {}), and timm's SplitInfo of a split.
 
     Raises:
@@ -113,50 +115,56 @@ def read_info(root: str, split: str):
     return reader.info, reader.split_info
 
 
-def count_samples(address: str) -> int:
+def _count_samples(address: str) -> int:
     """The samples of a shard, without reading them.
 
     Raises:
         ValueError: it cannot be read to its end.
     """
     count = 0
-    for sample in read_samples(address, ()):
+    for sample in _read_samples(address, ()):
         if isinstance(sample, Truncated):
             raise ValueError(f"the samples of a shard cannot be counted: {sample}")
         count += 1
     return count
 
 
-def read_samples(address: str, wanted: Container[int]) -> Iterator[Sample | BadImage | None]:
+def _read_samples(address: str, wanted: Container[int]) -> Iterator[Sample | BadImage | None]:
     """The samples of a tar file: members of one name up to its first dot, one after the other, as webdataset groups them,
     without hidden files.
 
     None stands for those that are not wanted. A shard that is damaged ends with a `Truncated`.
     """
-    key, members, place = None, {}, -1
+    key, place = None, -1
+    members: dict[str, Any] = {}
     try:
-        with opened_tar(address) as tar:
+        with _opened_tar(address) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # it would remember every header
+                tar.members.clear()  # type: ignore[attr-defined]  # it is there, and would remember every header
                 base, extension = split_name(member.name)
-                if not (member.isreg() and base and extension) or is_meta(member.name):
+                if not (member.isreg() and base and extension) or _is_meta(member.name):
                     continue
                 if base != key:
                     if key is not None:
-                        yield sample_of(f"{address}: {key[:200]}", members) if place in wanted else None
+                        yield _sample_of(f"{address}: {key[:200]}", members) if place in wanted else None
                     key, members, place = base, {}, place + 1
                 if place in wanted:
-                    add_member(members, member, extension, lambda m=member: tar.extractfile(m).read())
+                    _add_member(members, member, extension, partial(_content, tar, member))
             if key is not None:
-                yield sample_of(f"{address}: {key[:200]}", members) if place in wanted else None
+                yield _sample_of(f"{address}: {key[:200]}", members) if place in wanted else None
     except (
         Exception
     ) as error:  # of damaged data tarfile raises ReadError, OSError, ValueError, RecursionError, and more
         yield Truncated(address, f"{type(error).__name__}: {error}")
 
 
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()
+
+
 @contextmanager
-def opened_tar(address: str) -> Iterator[tarfile.TarFile]:
+def _opened_tar(address: str) -> Iterator[tarfile.TarFile]:
     """Not compressed: a small file could swell to gigabytes."""
     if urlparse(address).scheme not in REMOTE:
         with tarfile.open(address, "r:") as tar:
@@ -178,12 +186,12 @@ def split_name(name: str) -> tuple[str, str]:
     return (f"{folder}{slash}{stem}", extension.lower()) if stem else ("", "")
 
 
-def is_meta(name: str) -> bool:
+def _is_meta(name: str) -> bool:
     """What webdataset takes for its own."""
     return name.startswith("__") and "__" in name[2:].partition("/")[0]
 
 
-def add_member(members: dict, member: tarfile.TarInfo, extension: str, read: Callable[[], bytes]) -> None:
+def _add_member(members: dict, member: tarfile.TarInfo, extension: str, read: Callable[[], bytes]) -> None:
     """Put the content of a member, or the reason why it is none, with the members of its sample, if it is of any use."""
     if extension not in MAX_BYTES:
         return
@@ -200,7 +208,7 @@ def add_member(members: dict, member: tarfile.TarInfo, extension: str, read: Cal
         members[extension] = read()
 
 
-def sample_of(path: str, members: dict) -> Sample | BadImage:
+def _sample_of(path: str, members: dict) -> Sample | BadImage:
     """What the members of a sample make."""
     bad = [member for member in members.values() if isinstance(member, BadImage)]
     if bad:

@@ -160,7 +160,7 @@ class StreamBatches(IterableDataset):
                 while index not in held:
                     at, sample = next(arriving)
                     held[at] = sample
-            yield self.views.__getitems__(batch)
+            yield [*self.views.__getitems__(batch)]
             for index in indices:
                 uses[index] -= 1
                 if not uses[index]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -50,22 +50,24 @@ def timeline(packets: Sequence[PacketTimes], reorders: bool) -> Timeline:
     packets = packets[keys[0] :] if keys else packets  # what comes before a keyframe cannot be decoded
     if not packets:
         raise ValueError("it holds no frames")
-    if not _are_presentation_times([packet.pts for packet in packets], reorders):
+    pts = [packet.pts for packet in packets]
+    if not _are_presentation_times(pts, reorders):
         return Timeline(_counted(packets), False, np.arange(len(packets)), [(0, 0)])
-    shown = sorted((p for p in packets if p.pts >= packets[0].pts), key=lambda packet: packet.pts)
-    names = np.array([packet.pts for packet in shown], dtype=np.int64)
-    last = shown[-1].duration or (names[-1] - names[-2] if len(names) > 1 else 1)
-    starts = [(packets[0].place, packets[0].pts)]
-    for packet in packets[1:]:
-        if packet.key and packet.pts > starts[-1][1]:
-            starts.append((packet.place, packet.pts))
+    shown = sorted((t, packet.duration) for t, packet in zip(pts, packets, strict=True) if t >= pts[0])
+    names = np.array([t for t, _ in shown], dtype=np.int64)
+    last = shown[-1][1] or (names[-1] - names[-2] if len(names) > 1 else 1)
+    starts = [(packets[0].place, pts[0])]
+    for t, packet in zip(pts[1:], packets[1:], strict=True):
+        if packet.key and t > starts[-1][1]:
+            starts.append((packet.place, t))
     return Timeline(np.array([*names, names[-1] + last], dtype=np.float64), True, names, starts)
 
 
-def _are_presentation_times(pts: Sequence[int | None], reorders: bool) -> bool:
-    if None in pts or len(set(pts)) < len(pts):
+def _are_presentation_times(pts: Sequence[int | None], reorders: bool) -> TypeGuard[list[int]]:
+    known = [t for t in pts if t is not None]
+    if len(set(known)) < len(pts):
         return False
-    moved = np.abs(np.argsort(pts) - np.arange(len(pts))).max()
+    moved = np.abs(np.argsort(known) - np.arange(len(known))).max()
     return moved <= FARTHEST and (moved > 0 or not reorders or len(pts) == 1)
 
 
@@ -73,9 +75,10 @@ def _counted(packets: Sequence[PacketTimes]) -> np.ndarray:
     """Ticks (n + 1,) of frames that are counted: times of decoding or, where some are missing, the sum of the durations."""
     stamps = [packet.pts if packet.dts is None else packet.dts for packet in packets]
     durations = np.array([packet.duration for packet in packets], dtype=np.float64)
-    if None not in stamps and (np.diff(stamps) > 0).all():
-        last = durations[-1] or (stamps[-1] - stamps[-2] if len(stamps) > 1 else 1)
-        return np.array([*stamps, stamps[-1] + last], dtype=np.float64)
+    known = [t for t in stamps if t is not None]
+    if len(known) == len(stamps) and (np.diff(known) > 0).all():
+        last = durations[-1] or (known[-1] - known[-2] if len(known) > 1 else 1)
+        return np.array([*known, known[-1] + last], dtype=np.float64)
     if not (durations > 0).all():
         raise ValueError("it does not say when its frames are shown")
     return np.append(0, durations.cumsum())

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ def read_frames(
     with open_video(path, side) as video:
         indices = pick(video.times).clip(0, len(video.times) - 2)
         order, back = np.unique(indices, return_inverse=True)
-        decoded, rendered = video.frames(order), []
+        decoded = video.frames(order)
+        rendered: list[Tensor] = []
         while some := list(islice(decoded, AT_ONCE)):
             rendered.append(render(as_images(some)))
     frames = torch.cat(rendered)
@@ -70,7 +72,7 @@ def open_video(path: str | Path, side: int) -> Iterator["Video"]:
         film = Film(path)
     with film:
         with _told_of(path):
-            picture = Picture(film.pixel_aspect, side)
+            picture = _Picture(film.pixel_aspect, side)
         yield Video(path, film, picture)
 
 
@@ -81,7 +83,7 @@ class Video:
         times: (count + 1,) seconds, frame i being shown from times[i] to times[i + 1] and times[0] = 0.
     """
 
-    def __init__(self, path: str | Path, film: Film, picture: "Picture"):
+    def __init__(self, path: str | Path, film: Film, picture: "_Picture"):
         self.path, self.film, self.picture = path, film, picture
         self.times = film.times
 
@@ -99,7 +101,7 @@ def as_images(frames: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
-class Picture:
+class _Picture:
     """Frames as arrays (H, W, 3) uint8 of square pixels, turned upright, all of the size of the first one.
 
     Args:
@@ -110,10 +112,11 @@ class Picture:
     def __init__(self, pixel_aspect: float, side: int):
         if not 1 / MAX_ASPECT <= pixel_aspect <= MAX_ASPECT:
             raise ValueError(f"its pixels are {pixel_aspect:g} times as wide as high")
-        self.pixel_aspect, self.side, self.size = pixel_aspect, side, None
+        self.pixel_aspect, self.side = pixel_aspect, side
+        self.size: tuple[int, int] | None = None
         self.reformatter = require_av().video.reformatter.VideoReformatter()  # one for all: it keeps its tables
 
-    def __call__(self, frame) -> np.ndarray:
+    def __call__(self, frame: Any) -> np.ndarray:
         width, height = self.size = self.size or self._size(frame.width, frame.height)
         options = {"format": "rgb24", "interpolation": "AREA" if width * height < frame.width * frame.height else None}
         rgb = self.reformatter.reformat(frame, width, height, threads=1, **options).to_ndarray()

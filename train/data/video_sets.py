@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -33,7 +34,7 @@ class VideoDataset(Dataset):
         return str(self.paths[index]), int(self.labels[index])
 
 
-class VideoFolder(VideoDataset, Folder):
+class VideoFolder(VideoDataset, Folder):  # type: ignore[misc]  # its items are those of videos
     """One split of ROOT/train/CLASS/*.mp4 and ROOT/val/CLASS/*.mp4 (or test/); classes and errors as in `Folder`."""
 
     kind = "video"
@@ -119,7 +120,7 @@ def ucf101_lists(lists: Path, split: str, official_split: int) -> tuple[list[str
     return classes, files, labels
 
 
-def _lines(path: Path, pattern: str, needed: str) -> list[tuple[str | None, ...]]:
+def _lines(path: Path, pattern: str, needed: str) -> list[tuple[Any, ...]]:
     """The groups of `pattern` in every line that is not empty."""
     if not path.is_file():
         raise FileNotFoundError(f"needs the official split file {path}, which is not there")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
@@ -42,7 +43,7 @@ class Rendering:
     sampling: ClipSampling | None = None
     noise: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.sampling is not None and self.noise is not None:
             raise ValueError(f"noise is of images; clips are sampled, got {self.noise}")
         if self.sampling is not None and self.transforms != ImageTransforms():
@@ -50,11 +51,11 @@ class Rendering:
 
     def training(self, dataset: ImageDataset | VideoDataset, size: int, seed: int, epoch: int) -> View:
         """The view of an epoch of training."""
-        view = self._drawn(dataset, size, seed, epoch)
+        view: Any = self._drawn(dataset, size, seed, epoch)
         return view if self.noise is None else Noisy(view, self.noise, "training", seed, epoch)
 
-    def _drawn(self, dataset: ImageDataset | VideoDataset, size: int, seed: int, epoch: int) -> Resized | Clips:
-        drawn = {"hflip": self.hflip, "seed": seed, "epoch": epoch}
+    def _drawn(self, dataset: Any, size: int, seed: int, epoch: int) -> Resized | Clips:
+        drawn: dict[str, Any] = {"hflip": self.hflip, "seed": seed, "epoch": epoch}
         if self.sampling is not None:
             return Clips(dataset, size, self.sampling, train=True, **drawn)
         transforms = self.transforms
@@ -66,10 +67,12 @@ class Rendering:
 
     def testing(self, dataset: ImageDataset | VideoDataset, size: int) -> View:
         """The view that every evaluation has."""
+        shown: Any = dataset  # videos, if they are sampled, or else images
         if self.sampling is not None:
-            return Clips(dataset, size, self.sampling, train=False)
+            return Clips(shown, size, self.sampling, train=False)
+        rendered: dict[str, Any]
         rendered = {"interpolation": self.transforms.interpolation, "crop_pct": self.transforms.crop_pct}
-        view = Resized(dataset, size, **rendered)
+        view = Resized(shown, size, **rendered)
         return view if self.noise is None else Noisy(view, self.noise, f"testing at {size}")
 
 
@@ -84,7 +87,8 @@ class Views(Dataset):
 
     def __init__(self, dataset: ImageDataset | VideoDataset, rendering: Rendering, *, train: bool, seed: int = 0):
         self.dataset, self.rendering, self.train, self.seed = dataset, rendering, train, seed
-        self.epoch, self.made = 0, {}
+        self.epoch = 0
+        self.made: dict[int, View] = {}
 
     def at(self, epoch: int, size: int) -> View:
         """One of them; those of another epoch are forgotten."""
@@ -99,7 +103,7 @@ class Views(Dataset):
             )
         return self.made[size]
 
-    def __getitems__(self, items: list[tuple[int, int, int]]) -> list[tuple[Tensor, int | Tensor] | BadImage]:
+    def __getitems__(self, items: list[tuple[int, int, int]]) -> Sequence[tuple[Tensor, Any] | BadImage]:
         """Images (3, size, size) uint8 or clips, and labels or residuals, or the errors of those that cannot be read."""
         epoch, size, _ = items[0]
         return self.at(epoch, size).__getitems__([index for *_, index in items])

@@ -20,7 +20,7 @@ from .base import Task, same_shape
 from .metric import ACCURACY, ATTRIBUTES
 
 
-class Labels(Task):
+class _Labels(Task):
     """Answers that are right or wrong."""
 
     def right(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class Labels(Task):
         return right.reshape(len(right), -1).to(widest(right.device)).mean(1)
 
 
-class SingleLabel(Labels):
+class SingleLabel(_Labels):
     """One class for each image: cross entropy and top-1 accuracy."""
 
     name = "single-label"
@@ -51,7 +51,7 @@ class SingleLabel(Labels):
         return same_shape(logits.argmax(-1), labels) == labels
 
 
-class MultiLabel(Labels):
+class MultiLabel(_Labels):
     """Each attribute by itself: binary cross entropy, and the mean over images and attributes of being right.
 
     An attribute is answered with yes where its logit is above 0, that is, its probability above one half.

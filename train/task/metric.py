@@ -1,6 +1,7 @@
 """The figure that a task is judged by: what it is called, and how it is written for people."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Metric:
         return f"{self.number(figure)} {self.unit}"
 
 
-PERCENT = {"unit": "%", "scale": 100.0, "digits": 1, "difference": "points", "limits": (0.0, 100.0)}
+PERCENT: dict[str, Any] = {"unit": "%", "scale": 100.0, "digits": 1, "difference": "points", "limits": (0.0, 100.0)}
 ACCURACY = Metric("accuracy", "accuracy", **PERCENT)
 ATTRIBUTES = Metric("accuracy", "mean accuracy over the attributes", **PERCENT)
 PSNR = Metric("psnr", "PSNR", unit="dB", scale=1.0, digits=2, difference="dB", limits=None)

@@ -9,6 +9,7 @@ number h mod S), C kernels per head, R low rank, L length. Complex parameters ar
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ class SSMKernel(nn.Module):
         """All but C train slowly and without decay; read by nn/optim_settings.py."""
         return {name: Settings(lr=SSM_LR, weight_decay=0.0) for name in self._names if name != "C"}
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SSMKernel":
         """Follows every change of device and of dtype but one: half precision cannot hold dt and A, float32 stays."""
 
         def keep_float32(t: Tensor) -> Tensor:
@@ -128,12 +129,13 @@ class SSMKernel(nn.Module):
         """All that the kernel follows from but the values of its parameters. None if somebody has hooked or parametrised it,
         or put tensors where parameters were: it may then follow from anything."""
         attributes = [(k, v) for k, v in vars(self).items() if k[0] != "_" and k != "training"]
+        parameters = [(name, x) for name, x in self._parameters.items() if x is not None]
         attached = (
             self._modules or self._buffers or self._forward_pre_hooks or self._forward_hooks or self._backward_hooks
         )
-        if attached or any(isinstance(v, Tensor) for _, v in attributes):
+        if attached or len(parameters) < len(self._parameters) or any(isinstance(v, Tensor) for _, v in attributes):
             return None
-        return type(self), attributes, [(name, x.shape, x.dtype, x.device) for name, x in self._parameters.items()]
+        return type(self), attributes, [(name, x.shape, x.dtype, x.device) for name, x in parameters]
 
     def per_head(self, x: Tensor) -> Tensor:
         """(..., S, N/2, 2) -> (..., H, N/2, 2); of several kernels side by side, each by itself."""
@@ -199,6 +201,12 @@ class SSMKernel(nn.Module):
         p = self.values()
         with without_autocast(p["C"].device.type):
             return self._recurrence(p, self._limited_C(p, bandlimit, rate), n, rate, align)
+
+    def _length(self, L: int | None) -> int:
+        """L, of an axis whose length the state-space model depends on."""
+        if L is None:
+            raise ValueError(f"{type(self).__name__} depends on the axis's length, got None")
+        return L
 
     def _limited_C(self, p: Values, bandlimit: float | None, rate: float) -> Tensor:
         C = self.readout(p)

@@ -6,7 +6,7 @@ Complex parameters are real pairs (..., 2).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ GROWTH = 20.0
 INITIAL_DAMPING = 1e-4
 
 
-class Constraint(NamedTuple):
+class _Constraint(NamedTuple):
     """How -Re A comes from the parameter p of this name: p -> -Re A, and back."""
 
     parameter: str
@@ -33,10 +33,10 @@ class Constraint(NamedTuple):
 
 
 CONSTRAINTS = {
-    "exp": Constraint("log_A_real", torch.exp, torch.log),
-    "softplus": Constraint("A_real", F.softplus, lambda x: x + torch.log(-torch.expm1(-x))),
-    "relu": Constraint("A_real", torch.relu, lambda x: x),
-    "none": Constraint("A_real", torch.neg, torch.neg),
+    "exp": _Constraint("log_A_real", torch.exp, torch.log),
+    "softplus": _Constraint("A_real", F.softplus, lambda x: x + torch.log(-torch.expm1(-x))),
+    "relu": _Constraint("A_real", torch.relu, lambda x: x),
+    "none": _Constraint("A_real", torch.neg, torch.neg),
 }
 
 
@@ -55,13 +55,13 @@ class ContinuousKernel(SSMKernel):
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         dt_min: float = 0.01,
         dt_max: float = 1.0,
         tie_dt: bool = True,
         A_constraint: str | None = None,
         disc: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         if not DT_RANGE[0] <= dt_min <= dt_max <= DT_RANGE[1]:
@@ -95,7 +95,7 @@ class ContinuousKernel(SSMKernel):
         dt = torch.exp((p or self.values())["log_dt"].clamp(math.log(DT_RANGE[0]), math.log(DT_RANGE[1])))
         return dt[:, None] if self.tie_dt else dt
 
-    def A(self, p: Values | None = None, L: int = 1, rate: float = 1.0) -> Tensor:
+    def A(self, p: Values | None = None, L: int | None = 1, rate: float = 1.0) -> Tensor:
         """(H, N/2, 2) state matrix, or its diagonal part; a growing mode's growth is limited on an axis of L samples."""
         p, (least, most) = p or self.values(), DAMPING_RANGE
         if self.A_constraint == "exp":  # before the exponential, which would overflow
@@ -106,7 +106,8 @@ class ContinuousKernel(SSMKernel):
         imag = torch.zeros_like(damping) if self.real else p["A_imag"]
         A = self.per_head(torch.stack([-damping, imag], dim=-1))
         if self.A_constraint == "none":
-            A = torch.stack([torch.minimum(A[..., 0], self._growth(L, rate) / self.dt(p)), A[..., 1]], dim=-1)
+            growth = self._growth(self._length(L), rate) / self.dt(p)
+            A = torch.stack([torch.minimum(A[..., 0], growth), A[..., 1]], dim=-1)
         return A
 
     def _growth(self, L: int, rate: float) -> float:
@@ -120,4 +121,4 @@ class ContinuousKernel(SSMKernel):
     def rescale(self, rate: float) -> None:
         if self.disc == "async" and rate != 1:
             raise ValueError(f"disc='async' keeps its gain at the trained step: it cannot be rescaled, got rate={rate}")
-        self.log_dt += math.log(rate)
+        self.log_dt += math.log(rate)  # type: ignore[misc]  # in place a parameter stays one

@@ -1,5 +1,7 @@
 """DSS: a diagonal state matrix whose modes are normalised over the axis, so that their real part is free."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ class DSSKernel(DiagonalKernel, ContinuousKernel):
     discs = ("zoh",)
     needs_length = True
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._complete()
 
@@ -42,9 +44,9 @@ class DSSKernel(DiagonalKernel, ContinuousKernel):
     def _growth(self, L: int, rate: float) -> float:
         return GROWTH / (L * rate)
 
-    def modes(self, p: Values, L: int, rate: float, part: float) -> tuple[Tensor, Tensor]:
+    def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
         log_a, gain = DISCRETIZATIONS[self.disc](self.dt(p), self.A(p, L, rate), rate, part)
-        over_axis = log_a * (L / part)
+        over_axis = log_a * (self._length(L) / part)
         shrunk = torch.exp(-torch.relu(over_axis[..., :1]))  # by the largest of the softmax's terms
         norm = pairs.expm1(over_axis) * shrunk
         inverse = pairs.conj(norm) / norm.square().sum(-1, keepdim=True).clamp(min=VANISHING**2)

@@ -1,5 +1,7 @@
 """EMA: real modes, each an exponential moving average."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ class EMAKernel(DiagonalKernel, ContinuousKernel):
     constraints = ("exp", "softplus", "relu")
     real = True
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._complete()
 

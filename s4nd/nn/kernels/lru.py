@@ -1,6 +1,7 @@
 """LRU: a diagonal recurrence that is discrete at the trained grid."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class LRUKernel(DiagonalKernel):
         r_max: float = 1.0,
         max_phase: float = math.pi,
         scale: float = 1.0,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(d_model, d_state, copies, scale=scale / math.sqrt(max(1, d_state)), **kwargs)
         if not 0 <= r_min < r_max <= 1:
@@ -54,7 +55,7 @@ class LRUKernel(DiagonalKernel):
         self._complete()
 
     def _set_operator(self, name: str, rows: slice) -> None:
-        where = dict(dtype=widest(self.nu.device), device=self.nu.device)
+        where: dict[str, Any] = dict(dtype=widest(self.nu.device), device=self.nu.device)
         inner, outer = self.r_min**2, self.r_max**2
         square = inner + (outer - inner) * (1 - torch.rand(self.nu[rows].shape, **where))  # |lambda|^2
         damping = (-0.5 * torch.log(square)).clamp(*DAMPING_RANGE)
@@ -77,7 +78,7 @@ class LRUKernel(DiagonalKernel):
         (|theta| rate < pi)."""
         x = self.log_lambda(self.values())
         self.B.copy_(pairs.mul(_held(x, rate), self.B))
-        self.nu += math.log(rate)
+        self.nu += math.log(rate)  # type: ignore[misc]  # in place a parameter stays one
         self.theta.copy_(rate * x[..., 1])
 
     def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:

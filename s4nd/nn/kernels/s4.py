@@ -1,6 +1,7 @@
 """S4: a diagonal plus low-rank state matrix."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class S4Kernel(ContinuousKernel):
     constraints = ("exp", "softplus", "relu")
     discs = ("bilinear",)
 
-    def __init__(self, *args, clip_B: bool = False, deterministic: bool = False, **kwargs):
+    def __init__(self, *args: Any, clip_B: bool = False, deterministic: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if deterministic and self.init == "random":
             raise ValueError("deterministic=True needs an init with a basis V (C = V^* e_0), got init='random'")
@@ -76,7 +77,7 @@ class S4Kernel(ContinuousKernel):
         return dplr_step(*self._system(p, C, rate), align=align)
 
     def _kernel(self, p: Values, C: Tensor, L: int, rate: float, align: str) -> Tensor:
-        dt, Lambda, *rest = self._system(p, C, rate)
-        tol = torch.finfo(C.dtype).eps
+        dt, Lambda, P, B, C = self._system(p, C, rate)
+        tol = max(torch.finfo(C.dtype).eps, 1e-11)
         dt, Lambda = wide(dt), wide(Lambda)  # phases lose no digits
-        return dplr_kernel(dt, Lambda, *rest, L, align=align, tol=max(tol, 1e-11), backend=self.backend)
+        return dplr_kernel(dt, Lambda, P, B, C, L, align=align, tol=tol, backend=self.backend)

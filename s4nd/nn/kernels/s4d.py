@@ -1,5 +1,7 @@
 """S4D: a diagonal state matrix, discretised."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ class S4DKernel(DiagonalKernel, ContinuousKernel):
     inits = tuple(DIAGONAL)
     default_init = "lin"
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.B = self._empty(self.n_ssm, self.n_modes, 2)
         self._complete()

@@ -4,6 +4,7 @@ A kernel is many operations on small tensors, which cost about the same for twic
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def alike(a: SSMKernel, b: SSMKernel) -> bool:
     return configuration is not None and configuration == b.configuration()
 
 
-def side_by_side(kernels: Sequence[SSMKernel], L: int, rate: float = 1.0, **settings) -> tuple[Tensor, ...]:
+def side_by_side(kernels: Sequence[SSMKernel], L: int, rate: float = 1.0, **settings: Any) -> tuple[Tensor, ...]:
     """`kernel(L, rate, **settings)` of each; all must be alike."""
     each = [kernel.values() for kernel in kernels]
     together = {name: torch.cat([p[name] for p in each], dim=HEADS_AXIS.get(name, 0)) for name in each[0]}

@@ -18,24 +18,26 @@ from importlib.metadata import PackageNotFoundError, distributions, metadata
 
 from packaging.requirements import Requirement
 
-from s4nd.ops import BACKENDS
+from s4nd.ops import BACKENDS as _BACKENDS
 
-from .computing import backend, compilers, devices, models
-from .packages import packages
+from . import computing as _computing
+from .packages import packages as _packages
 from .trial import Finding, Trial
 
-SECONDS = 180  # for a probe: the heaviest packages take 20 to be imported on a slow disk
-COMPILING = 600  # for a backend, which may compile: two formulas of KeOps take 25 on a busy machine of two cores
-AHEAD = min(4, os.cpu_count() or 1)
+__all__ = ["Finding", "Trial", "add_arguments", "findings", "run"]
+
+_SECONDS = 180  # for a probe: the heaviest packages take 20 to be imported on a slow disk
+_COMPILING = 600  # for a backend, which may compile: two formulas of KeOps take 25 on a busy machine of two cores
+_AHEAD = min(4, os.cpu_count() or 1)
 
 
 def findings() -> Iterator[Finding]:
     """Everything, in one order; up to AHEAD processes run at once."""
     yield Finding("python", "ok", f"{platform.python_version()} in {sys.prefix} on {platform.platform()}")
-    plan, running = deque(_plan()), deque()
+    plan, running = deque(_plan()), deque[Trial]()
     try:
         while plan or running:
-            while plan and len(running) < AHEAD:
+            while plan and len(running) < _AHEAD:
                 running.append(Trial(*plan.popleft()))
             yield from running[0].findings()
             running.popleft().close()
@@ -48,12 +50,12 @@ def _plan() -> list[tuple]:
     """(seconds, probe, arguments) of every probe."""
     required, optional = _requirements()
     return [
-        (SECONDS, models),
-        (SECONDS, packages, *required),  # in one process: they belong together, and are there
-        (SECONDS, compilers),
-        (COMPILING, devices),  # backend="auto" may try Triton
-        *((COMPILING, backend, name) for name in BACKENDS if name != "auto"),
-        *((SECONDS, packages, package) for package in (*optional, *_of_use())),
+        (_SECONDS, _computing.models),
+        (_SECONDS, _packages, *required),  # in one process: they belong together, and are there
+        (_SECONDS, _computing.compilers),
+        (_COMPILING, _computing.devices),  # backend="auto" may try Triton
+        *((_COMPILING, _computing.backend, name) for name in _BACKENDS if name != "auto"),
+        *((_SECONDS, _packages, package) for package in (*optional, *_of_use())),
     ]
 
 

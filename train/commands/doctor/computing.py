@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 Thing = tuple[str, Callable[[], str]]
 TOLERANCE = (
@@ -51,7 +53,7 @@ def devices() -> list[Thing]:
     from s4nd.conv.fused import device_refusal
     from s4nd.ops.dispatch import choose
 
-    def say(device) -> str:
+    def say(device: Any) -> str:
         import torch
 
         if device.type == "cuda":
@@ -69,7 +71,7 @@ def devices() -> list[Thing]:
     import torch
 
     found = _devices()
-    things = [(str(device), lambda device=device: say(device)) for device in found]
+    things: list[Thing] = [(str(device), partial(say, device)) for device in found]
     if len(found) == 1:
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         things.append(("GPU", lambda: f"none: none found; torch is built {built}"))
@@ -86,10 +88,10 @@ def _devices() -> list:
 
 def backend(name: str) -> list[Thing]:
     """One of s4nd.ops, on every device."""
-    return [(f"{name} on {device}", lambda device=device: _products(name, device)) for device in _devices()]
+    return [(f"{name} on {device}", partial(_products, name, device)) for device in _devices()]
 
 
-def _products(name: str, device) -> str:
+def _products(name: str, device: Any) -> str:
     """A Vandermonde and a Cauchy product of float32 against their definitions in float64."""
     import torch
 
@@ -101,10 +103,11 @@ def _products(name: str, device) -> str:
     w, z = torch.randn(2, 3, 16, 2, generator=r), torch.rand(16, 2, generator=r) + 0.1
     x = torch.rand(3, 16, 2, generator=r) * torch.tensor([-1.0, 1.0])
     said = []
-    for what, function, definition, grid in (
+    forms: list[tuple[str, Callable, Callable, Any]] = [
         ("vandermonde", vandermonde, vandermonde_definition, 16),
         ("cauchy", cauchy, cauchy_definition, z),
-    ):
+    ]
+    for what, function, definition, grid in forms:
         exact = definition(w.double(), x.double(), grid.double() if isinstance(grid, torch.Tensor) else grid)
         there = [t.to(device) if isinstance(t, torch.Tensor) else t for t in (w, x, grid)]
         try:
@@ -117,10 +120,10 @@ def _products(name: str, device) -> str:
             if _may_refuse(name, device.type):
                 return f"none: {error}"
             raise
-        error = ((y.double() - exact).abs().max() / exact.abs().max()).item()
-        if not error <= TOLERANCE:
-            raise RuntimeError(f"a {what} product is off by {error:.0e} of its largest value")
-        said.append(f"{what} error {error:.0e}, {1e3 * min(times[1:]):.2f} ms")
+        off = ((y.double() - exact).abs().max() / exact.abs().max()).item()
+        if not off <= TOLERANCE:
+            raise RuntimeError(f"a {what} product is off by {off:.0e} of its largest value")
+        said.append(f"{what} error {off:.0e}, {1e3 * min(times[1:]):.2f} ms")
     return "; ".join(said)
 
 

@@ -13,7 +13,7 @@ import runpy
 import sys
 
 
-def main(path: str, file: str, probe: str, *arguments: str) -> None:
+def _main(path: str, file: str, probe: str, *arguments: str) -> None:
     """Search modules where the asking process does, and not in the folder of this file."""
     sys.path[:] = json.loads(path)
     with open("answers", "w", encoding="utf-8") as answers:
@@ -30,4 +30,4 @@ def main(path: str, file: str, probe: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _main(*sys.argv[1:])
