@@ -1,5 +1,7 @@
 """Frames that carry their numbers, in what FFmpeg writes: each request against the number written and a forward read."""
 
+import contextlib
+import os
 from fractions import Fraction
 from itertools import product
 
@@ -57,6 +59,19 @@ def number(picture: torch.Tensor) -> int:
     return sum(1 << bit for bit in range(BITS) if bits[bit])
 
 
+@contextlib.contextmanager
+def same_scheduling():
+    """libsvtav1 makes the thread that calls it a real-time one where it may, as root, and its busy waits starve all others."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def encode(
     path,
     codec="libx264",
@@ -75,7 +90,7 @@ def encode(
         packets: (place, packet) in the order of decoding -> the packet to write, or None for none.
         context: attributes of the encoder's context.
     """
-    with av.open(str(path), "w") as file:
+    with same_scheduling(), av.open(str(path), "w") as file:
         out = file.add_stream(codec, rate=FPS, width=96, height=64, pix_fmt=pix_fmt)
         out.options = {"threads": "1"} | (options or {})
         for key, value in {"gop_size": gop, "max_b_frames": b_frames, **context}.items():
@@ -110,6 +125,13 @@ def forward(path):
 
 
 REQUESTS = [[0], [29], [30], [31], [COUNT - 1], [6, 7, 8, 13, 14], [3, 33, 58], [40, 12, 12, 59, 0]]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="needs a system with scheduling policies")
+def test_encoders_leave_the_process_as_it_was(tmp_path):
+    before = os.sched_getscheduler(0)
+    encode(tmp_path / "x.mkv", *TABLE["av1"][:3])
+    assert os.sched_getscheduler(0) == before
 
 
 @pytest.mark.parametrize("codec, container, gop, b_frames", CASES)

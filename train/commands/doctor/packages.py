@@ -108,15 +108,18 @@ def _use_decord() -> str:
 
 
 def _write_clip() -> None:
-    """clip.mp4: three grey frames."""
+    """clip.mp4: three grey frames.
+
+    Their rows are 64 pixels: on some CPUs decord2 3.3 and 3.4 take the padding of others, of 32 or 96 pixels, for pixels.
+    """
     import av
     import numpy as np
 
     with av.open("clip.mp4", "w") as film:
         stream = film.add_stream("mpeg4", rate=8)
-        stream.width = stream.height = 32
+        stream.width = stream.height = 64
         for level in LEVELS:
-            film.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), level, np.uint8), format="rgb24")))
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), format="rgb24")))
         film.mux(stream.encode())
 
 
