@@ -133,7 +133,8 @@ class ConvNeXt3d(ConvNeXt):
         if refused := sorted(kwargs.keys() & {"kernel_sizes", "conv_mlp"}):
             raise TypeError(f"{type(self).__name__} does not take {', '.join(refused)}")
         super().__init__(**kwargs)
-        self.dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        dd: Any = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        self.dd = dd  # TorchScript takes no annotation of an attribute here
         stem: Any = self.stem
         first, *others, norm = stem
         layers = [self._lifted(conv, first, TEMPORAL_PATCH, TEMPORAL_PATCH)]
