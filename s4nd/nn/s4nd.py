@@ -11,19 +11,19 @@ Shapes: B batch, H channels (d_model), C output channels per input channel, R ra
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from s4nd.conv import ALGORITHMS, lags, regrid, separable_conv
+from s4nd.conv import ALGORITHMS, separable_conv
 from s4nd.conv.pooling import average_pool
+from s4nd.nn.axis_kernels import AxisKernels
 from s4nd.nn.kept import Kept, Numbers, numbers_of
-from s4nd.nn.kernels import KERNELS, SSMKernel
-from s4nd.nn.kernels.side_by_side import alike, side_by_side
+from s4nd.nn.kernels import KERNELS
 from s4nd.nn.plan import Kernels, Plan, make_plan
 from s4nd.nn.recurrent import step
-from s4nd.nn.sampling import SampledModule, Sampling, per_axis, positive
+from s4nd.nn.sampling import Sampling, per_axis, positive
 from s4nd.ops import BACKENDS, autodiff
 from s4nd.ops.precision import autocast_dtype, without_autocast
 
@@ -33,7 +33,7 @@ NOT_SCRIPTABLE = (
 )
 
 
-class S4ND(SampledModule):
+class S4ND(AxisKernels):
     """(B, H, n_1, ..., n_D) -> (B, H * channels, n_1, ..., n_D), for any sizes n_i; with pooling n_i // pool_i.
 
     Arguments marked * are one value or one per axis.
@@ -100,59 +100,39 @@ class S4ND(SampledModule):
         dtype: torch.dtype | None = None,
         **kernel_options: Any,
     ):
-        super().__init__()
         _check_choice("kernel", kernel, KERNELS)
         _check_choice("algorithm", algorithm, ("auto", *ALGORITHMS))
         _check_choice("backend", backend, BACKENDS)
-        self.d_model, self.ndim, self.rank, self.channels = (
+        ndim, d_model, rank, channels = (
             positive(name, value)
-            for name, value in dict(d_model=d_model, ndim=ndim, rank=rank, channels=channels).items()
+            for name, value in dict(ndim=ndim, d_model=d_model, rank=rank, channels=channels).items()
         )
-        self.out_channels = None if out_channels is None else positive("out_channels", out_channels)
-        self.d_state, self.algorithm = d_state, algorithm
-        self._folds = KERNELS[kernel].folds
-        self.sampling = Sampling(self.ndim, base_size, l_max, bandlimit, align, resample)
-        self.bidirectional = per_axis("bidirectional", bidirectional, ndim)
+        out_channels = None if out_channels is None else positive("out_channels", out_channels)
+        super().__init__(
+            kernel,
+            Sampling(ndim, base_size, l_max, bandlimit, align, resample),
+            d_model,
+            d_state,
+            rank=rank,
+            outputs=(out_channels or 1) * channels,
+            # A product of D kernels, summed over R terms (and H inputs if dense), has the variance of one kernel's.
+            scale=(rank * (d_model if out_channels else 1)) ** (-0.5 / ndim),
+            bidirectional=bidirectional,
+            init=init,
+            n_ssm=n_ssm,
+            options=dict(dt_min=dt_min, dt_max=dt_max, disc=disc, **kernel_options),
+            backend=backend,
+            device=device,
+            dtype=dtype,
+        )
+        self.d_model, self.d_state, self.channels, self.out_channels = d_model, d_state, channels, out_channels
+        self.algorithm = algorithm
         self.pool = tuple(positive("pool", p) for p in per_axis("pool", pool, ndim))
-        options = _axis_options(kernel, ndim, dt_min=dt_min, dt_max=dt_max, disc=disc, **kernel_options)
-        each = zip(
-            self.bidirectional, per_axis("init", init, ndim), per_axis("n_ssm", n_ssm, ndim), options, strict=True
-        )
-        kernels = nn.ModuleList(
-            KERNELS[kernel](
-                d_model,
-                d_state,
-                (2 if two_sided else 1) * rank * (out_channels or 1) * channels,
-                init=axis_init,
-                n_ssm=S,
-                # A product of D kernels, summed over R terms (and H inputs if dense), has the variance of one kernel's.
-                scale=(rank * (d_model if out_channels else 1)) ** (-0.5 / ndim),
-                backend=backend,
-                device=device,
-                dtype=dtype,
-                **axis_options,
-            )
-            for two_sided, axis_init, S, axis_options in each
-        )
-        self.kernels = cast("Sequence[SSMKernel]", kernels)  # a ModuleList does not say what it is of
         self.D = nn.Parameter(torch.empty(channels, d_model, device=device, dtype=dtype)) if not out_channels else None
         if self.D is not None and not self.D.is_meta:
             nn.init.normal_(self.D)
         self.kept = Kept()
         self.kept.belong_to(self)
-
-    @property
-    def sampling(self) -> Sampling:
-        """What the layer was trained on."""
-        return self._sampling
-
-    @sampling.setter
-    def sampling(self, sampling: Sampling) -> None:
-        if "fold" in sampling.resample and not self._folds:
-            raise ValueError(
-                "resample='fold' needs the modes of a diagonal kernel (s4d, dss, lru, ema): s4 has none; use 'hold'"
-            )
-        self._sampling = sampling
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, e.g. after construction on the meta device and `to_empty`."""
@@ -188,63 +168,6 @@ class S4ND(SampledModule):
         if getattr(self, "_is_replica", False):  # of DataParallel: its parameters are plain attributes
             return None
         return numbers_of((self.sampling, shape), self.kernels, [] if self.D is None else [self.D])
-
-    def all_kernel_lags(self, size: Sequence[int]) -> list[Tensor]:
-        """`kernel_lags` of every axis, computed anew; those of axes that are alike are computed together."""
-        if torch.compiler.is_compiling():
-            return [self._compute_lags(axis, n) for axis, n in enumerate(size)]
-        found: dict[int, Tensor] = {}
-        for axis, n in enumerate(size):
-            if axis in found:
-                continue
-            group = [other for other in range(axis, self.ndim) if self._alike(axis, n, other, size[other])]
-            if len(group) == 1:
-                found[axis] = self._compute_lags(axis, n)
-                continue
-            taps, rate = self._kernel_taps(axis, n), self.rate(axis, self.sampling.kernel_grid(axis, n))
-            parts = side_by_side([self.kernels[i] for i in group], taps, rate, **self._settings(axis, n))
-            found |= {i: self._to_lags(part, i, size[i]) for i, part in zip(group, parts, strict=True)}
-        return [found[axis] for axis in range(self.ndim)]
-
-    def _alike(self, i: int, n: int, j: int, m: int) -> bool:
-        """Whether axis i of n samples and axis j of m ask kernels of one configuration for the same samples."""
-        if i == j:
-            return True
-        grids = self.sampling.kernel_grid(i, n), self.sampling.kernel_grid(j, m)
-        same = self._kernel_taps(i, n) == self._kernel_taps(j, m) and self.rate(i, grids[0]) == self.rate(j, grids[1])
-        return grids[0] == grids[1] and same and alike(self.kernels[i], self.kernels[j])
-
-    def _compute_lags(self, axis: int, n: int) -> Tensor:
-        rate, window = self.rate(axis, self.sampling.kernel_grid(axis, n)), self.l_max[axis]
-        settings = self._settings(axis, n)
-        if window is None or self.sampling.regrids(axis) or not torch.compiler.is_exporting():
-            return self._to_lags(self.kernels[axis](self._kernel_taps(axis, n), rate, **settings), axis, n)
-        # A length that follows from rounding would bind the program to sizes like the example's.
-        taps = torch.full((), window / rate, device=self.kernels[axis].C.device).round().clamp(min=1)
-        k = self.kernels[axis](n, rate, **settings)
-        return self._to_lags(k * (torch.arange(n, device=k.device) < taps), axis, n)
-
-    def _settings(self, axis: int, n: int) -> dict[str, Any]:
-        """Of the 1-D kernels of an axis of n samples, besides length and rate."""
-        base = self.base_size[axis]
-        # A program for all sizes must not be bound by a comparison; folded, the trained grid's kernel is what it is anyhow.
-        folds = self.sampling.way(axis) == "fold" and (torch.compiler.is_exporting() or n != base)
-        return {"bandlimit": self.bandlimit, "align": self.align, "fold": self.taps(axis, base) if folds else None}
-
-    def _kernel_taps(self, axis: int, n: int) -> int:
-        """Samples of the one-sided kernels that are computed for an axis of n."""
-        if not self.sampling.regrids(axis):
-            return self.taps(axis, n)
-        return min(self.base_size[axis], self.l_max[axis] or self.base_size[axis])
-
-    def _to_lags(self, k: Tensor, axis: int, n: int) -> Tensor:
-        """From the kernels of an axis (copies, H, taps), on the grid that they are computed on, to lags on one of n."""
-        two_sided = self.bidirectional[axis]
-        k = k.unflatten(0, (2 if two_sided else 1, self.rank, -1))  # (directions, R, C, H, L)
-        k = lags(k[0], k[1] if two_sided else None, self.sampling.kernel_grid(axis, n), self.align)
-        if not self.sampling.regrids(axis):
-            return k
-        return regrid(k, n, self.sampling.way(axis), align=self.align, causal=not two_sided)
 
     def forward(self, u: Tensor) -> Tensor:
         """u (B, H, n_1, ..., n_D), floating point -> (B, H * channels or O * channels, n_1 // p_1, ..., n_D // p_D)."""
@@ -370,16 +293,6 @@ class S4ND(SampledModule):
         return ", ".join(
             f"{n}={getattr(self, n)}" for n in [*names, "l_max", "pool", "bandlimit", "resample", "align", "algorithm"]
         )
-
-
-def _axis_options(kernel: str, ndim: int, **options: Any) -> list[dict[str, Any]]:
-    """The options of each axis's kernel, one value or one per axis; those that are None are the kernel's to choose."""
-    known = KERNELS[kernel].options()
-    for name, value in options.items():
-        if value is not None and name not in known:
-            raise TypeError(f"kernel={kernel!r} takes no {name}; its options are {known}")
-    values = {name: per_axis(name, value, ndim) for name, value in options.items()}
-    return [{name: v[i] for name, v in values.items() if v[i] is not None} for i in range(ndim)]
 
 
 def _check_windows(size: Sequence[int], pool: tuple[int, ...]) -> None:
