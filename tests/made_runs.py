@@ -39,14 +39,19 @@ def write_weights(folder: Path, *overrides: str, model: str = "s4nd_iso_tiny", e
 
 
 def evaluate(
-    folder: Path, accuracy: dict[int, float], way: str = "hold", control: bool = False, of: Path | None = None, **about
+    folder: Path,
+    accuracy: dict[int, float],
+    resample: str = "hold",
+    control: bool = False,
+    of: Path | None = None,
+    **about,
 ) -> None:
     """Add a curve to what was evaluated in this folder, by default of its own present weights."""
     path = folder / "resolution.json"
     curves = read_curves(path) if path.is_file() else []
     weights = of_weights((of or folder) / "last.safetensors")
-    about = {**weights, "epoch": 2, "way": way, "control": control, **DATA, **about}
-    save_curves([*curves, Curve(f"{folder.name}, {way}", 8, accuracy, about=about)], path)
+    about = {**weights, "epoch": 2, "resample": resample, "control": control, **DATA, **about}
+    save_curves([*curves, Curve(f"{folder.name}, {resample}", 8, accuracy, about=about)], path)
 
 
 def cells(table: str) -> list[list[str]]:

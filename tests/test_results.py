@@ -18,7 +18,7 @@ AGAINST = {  # columns that are no sizes
     "bandlimit_32": "stages.0.bandlimit",
 }
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-# Line of the README: its CSV, S4ND and its way, the convolution, sizes, settings where they differ.
+# Line of the README: its CSV, S4ND and its method, the convolution, sizes, settings where they differ.
 SUMMARY = {
     "cifar10.md), 16": (
         "cifar10_16",
@@ -102,25 +102,26 @@ def test_index_names_every_page():
 
 @pytest.mark.parametrize("start", SUMMARY)
 def test_summary_in_the_readme_has_the_figures_of_the_pages(start, tool):
-    csv, model, way, twin, sizes, settings, of_twin = SUMMARY[start]
+    csv, model, method, twin, sizes, settings, of_twin = SUMMARY[start]
     lines = tool["read_csv"](RESULTS / f"{csv}.csv")
 
-    def figures(model, way, settings):
+    def figures(model, method, settings):
         cells = (
             [
                 line
                 for line in lines
-                if (line.model, line.way, line.size) == (model, way, size) and settings.items() <= line.settings.items()
+                if (line.model, line.resample, line.size) == (model, method, size)
+                and settings.items() <= line.settings.items()
             ]
             for size in sizes
         )
         return ", ".join(f"{tool['spread'](cell)[0]:.1f}" if cell else "-" for cell in cells)
 
     expected = [
-        figures(model, way, settings),
+        figures(model, method, settings),
         figures(model, "control", settings),
         figures(twin, "continuous", of_twin),
-        figures(twin, way, of_twin),
+        figures(twin, method, of_twin),
     ]
     (row,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and start in line)
     assert row.strip("| ").split(" | ")[1:] == expected

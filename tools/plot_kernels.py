@@ -1,4 +1,4 @@
-"""What a layer is made of, at several resolutions: its basis functions, and its 2-D kernels, by every way to another grid.
+"""What a layer is made of, at several resolutions: its basis functions, and its 2-D kernels, by every method to another grid.
 
     python tools/plot_kernels.py --out docs/kernels.png
     python tools/plot_kernels.py --checkpoint runs/demo/s4nd_iso_tiny/last.safetensors --out kernels.png
@@ -40,10 +40,10 @@ def learnt_layer(checkpoint: Path, index: int) -> S4ND:
 
 
 @torch.no_grad()
-def kernel_image(layer: S4ND, factor: float, head: int, bandlimit: float | None, way: str) -> Tensor:
+def kernel_image(layer: S4ND, factor: float, head: int, bandlimit: float | None, method: str) -> Tensor:
     """The 2-D kernel of a head on a grid `factor` times as fine, per unit of area: (2 n_1 - 1, 2 n_2 - 1)."""
     limited = copy.deepcopy(layer)
-    limited.bandlimit, limited.resample = bandlimit, way
+    limited.bandlimit, limited.resample = bandlimit, method
     sizes = [max(1, round(n * factor)) for n in layer.base_size]
     return outer_product([limited.kernel_lags(axis, n)[:, :, [head]] for axis, n in enumerate(sizes)])[0, 0] * factor**2
 
@@ -68,16 +68,16 @@ def draw_modes(figure: SubFigure, layer: S4ND, head: int, count: int, steps: int
 
 
 def draw_images(figure: SubFigure, layer: S4ND, heads: list[int], factors: list[float], limit: float) -> None:
-    """A row per head and way; a column per resolution, one colour scale per row."""
-    ways = {"all modes": (None, "continuous"), f"bandlimit {limit:g}": (limit, "continuous")}
-    ways |= {"held": (None, "hold"), "dilated": (None, "dilate")}
+    """A row per head and method; a column per resolution, one colour scale per row."""
+    methods = {"all modes": (None, "continuous"), f"bandlimit {limit:g}": (limit, "continuous")}
+    methods |= {"held": (None, "hold"), "dilated": (None, "dilate")}
     if all(kernel.folds for kernel in layer.kernels):
-        ways |= {"folded": (None, "fold")}
-    grid = figure.subplots(len(ways) * len(heads), len(factors), squeeze=False)
-    for row, (head, name) in zip(grid, [(h, name) for h in heads for name in ways], strict=True):
-        top = kernel_image(layer, 1.0, head, *ways[name]).abs().max().item()
+        methods |= {"folded": (None, "fold")}
+    grid = figure.subplots(len(methods) * len(heads), len(factors), squeeze=False)
+    for row, (head, name) in zip(grid, [(h, name) for h in heads for name in methods], strict=True):
+        top = kernel_image(layer, 1.0, head, *methods[name]).abs().max().item()
         for axes, factor in zip(row, factors, strict=True):
-            image = kernel_image(layer, factor, head, *ways[name])
+            image = kernel_image(layer, factor, head, *methods[name])
             axes.imshow(image.numpy(), cmap="RdBu", vmin=-top, vmax=top, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             if axes in grid[0]:

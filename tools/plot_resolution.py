@@ -1,4 +1,4 @@
-"""How much a layer's answer changes with the sampling: pixel centres beside pixel edges, and every way to another grid.
+"""How much a layer's answer changes with the sampling: pixel centres beside pixel edges, and every method to another grid.
 
     python tools/plot_resolution.py --out docs/resolution.png
 
@@ -55,28 +55,28 @@ def difference(layer: S4ND, size: int, factor: float) -> float:
     return ((shared(fine, times, layer.align) - y).norm() / y.norm()).item()
 
 
-def layer_at(size: int, align: str, kernel: str, way: str = "continuous") -> S4ND:
-    """The same continuous layer for every size: drawn for 32 x 32 and sampled there; other grids are reached in this way."""
+def layer_at(size: int, align: str, kernel: str, method: str = "continuous") -> S4ND:
+    """The same continuous layer for every size: drawn for 32 x 32 and sampled there; other grids are reached by this method."""
     torch.manual_seed(0)
     layer = S4ND(4, d_state=8, kernel=kernel, dt_min=0.02, dt_max=0.08, base_size=32, align=align, dtype=torch.float64)
     torch.nn.init.zeros_(layer.D)
     set_base_size(layer, size, rescale=True)
-    layer.resample = way
+    layer.resample = method
     return layer
 
 
 def draw(sizes: list[int], factors: list[float], kernel: str) -> Figure:
-    """Difference against base size, a line per factor, alignment and way."""
+    """Difference against base size, a line per factor, alignment and method."""
     figure = Figure(figsize=(7.6, 4.6), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for (align, way), colour in COLOURS.items():
-        if way == "fold" and not KERNELS[kernel].folds:
+    for (align, method), colour in COLOURS.items():
+        if method == "fold" and not KERNELS[kernel].folds:
             continue
-        layers = {size: layer_at(size, align, kernel, way) for size in sizes}
+        layers = {size: layer_at(size, align, kernel, method) for size in sizes}
         for factor, marker in zip(factors, MARKERS, strict=False):
             percent = [100 * difference(layer, size, factor) for size, layer in layers.items()]
-            style = ":" if way == "fold" else "-"  # it lies on the continuous kernel where no mode aliases
-            label = f"{align}{LABELS[way]}, read at {factor:g}x"
+            style = ":" if method == "fold" else "-"  # it lies on the continuous kernel where no mode aliases
+            label = f"{align}{LABELS[method]}, read at {factor:g}x"
             if max(percent) < EXACT:
                 axes.plot([], [], marker=marker, color=colour, markersize=5, linewidth=1, label=f"{label}: exact")
             else:

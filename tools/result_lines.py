@@ -11,7 +11,7 @@ CONTROL = "control"
 
 @dataclass(frozen=True)
 class Line:
-    """What one run scored in one way at one size. None, or an empty cell, is what is not known or does not apply."""
+    """What one run scored with one method at one size. None, or an empty cell, is what is not known or does not apply."""
 
     run: str  # the folder's name
     model: str
@@ -20,7 +20,7 @@ class Line:
     hours: float | None  # of training, by the run's log
     data: str
     images: int | None  # or videos, of the test data
-    way: str  # of `resample`, or CONTROL: resized to the trained size
+    resample: str  # of `resample`, or CONTROL: resized to the trained size
     frames: int | None
     trained_size: int | None  # pixels per side
     size: int

@@ -32,7 +32,7 @@ ASIDE = {
     "save_every_steps",
     "save_every_minutes",
 } | {f"data.{key}" for key in ("workers", "prefetch")}
-OLD_NAME = re.compile(r"([^,]+?)(?:, (?P<frames>\d+) frames)?(?:, (?P<way>[a-z+]+))?")
+OLD_NAME = re.compile(r"([^,]+?)(?:, (?P<frames>\d+) frames)?(?:, (?P<resample>[a-z+]+))?")
 PRINTED = 5e-4  # half of a printed digit: how near an old evaluation must come to the accuracy in the checkpoint
 DEFAULTS = {"metric": "accuracy", "unit": "%"}  # of an evaluation that does not say
 
@@ -60,9 +60,9 @@ def read_runs(folders: Iterable[Path]) -> list[Line]:
         settings = {key: _word(config[key]) for key in differing if key in config}
         for curve, about in found[i]:
             for line in _lines(run, settings, curve, about):
-                place = i, line.way, line.frames, line.size
+                place = i, line.resample, line.frames, line.size
                 if lines.setdefault(place, line).value != line.value:  # it may stand beside two runs
-                    raise ValueError(f"{run.folder} has two figures at {line.size}, {line.way}: evaluate it again")
+                    raise ValueError(f"{run.folder} has two figures at {line.size}, {line.resample}: evaluate it again")
     counted = {id(curve) for curves in found for curve, _ in curves}
     files = [run.curves for run in runs if any(id(curve) in counted for curve in run.curves)]
     return [*lines.values(), *_majorities(files, next(iter(lines.values())))]
@@ -123,7 +123,7 @@ def _old(run: Run, curve: Curve) -> About | None:
     path = run.folder / CURVES_FILE
     if path.stat().st_mtime < (run.folder / "last.safetensors").stat().st_mtime:
         return None
-    way, frames = match["way"], match["frames"] and int(match["frames"])
+    resample, frames = match["resample"], match["frames"] and int(match["frames"])
     here = curve.accuracy.get(curve.trained_size)
     comparable = run.meta.split == "test" and frames in (None, run.config.data.frames)
     if comparable and (here is None or abs(here - run.meta.accuracy) > PRINTED):
@@ -133,8 +133,8 @@ def _old(run: Run, curve: Curve) -> About | None:
         file=sys.stderr,
     )
     return {
-        "way": way or "as trained",
-        "control": way == CONTROL,
+        "resample": resample or "as trained",
+        "control": resample == CONTROL,
         "frames": frames,
         "metric": TASKS[run.meta.task].metric.name,
     }
@@ -189,7 +189,7 @@ def _lines(run: Run, settings: Mapping[str, str], curve: Curve, about: About) ->
             hours=round(sum(record.get("seconds", 0) for record in run.epochs) / 3600, 4),
             data=about.get("data", run.config.data.name),
             images=about.get("images"),
-            way=CONTROL if about["control"] else about["way"],
+            resample=CONTROL if about["control"] else about["resample"],
             frames=about.get("frames"),
             trained_size=curve.trained_size,
             size=size,
@@ -208,7 +208,7 @@ def _majorities(files: Iterable[list[Curve]], like: Line) -> list[Line]:
             shared = {"data": like.data, "images": like.images, "metric": like.metric, "unit": like.unit}
             nothing = dict.fromkeys(("seed", "epochs", "hours", "frames", "trained_size"))
             value = _in(like.unit, value)
-            line = Line(run="", model=curve.name, way="", size=size, value=value, **shared, **nothing)
+            line = Line(run="", model=curve.name, resample="", size=size, value=value, **shared, **nothing)
             if lines.setdefault((curve.name, size), line).value != value:
                 raise ValueError(f"got several answers that need no image: {curve.name} is {value} and another number")
     return list(lines.values())

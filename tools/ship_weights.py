@@ -3,7 +3,7 @@
     python tools/ship_weights.py runs/cifar10/s4nd_iso_tiny s4nd_iso_tiny.cifar10 --root DIR
 
 takes last.safetensors of the run (the averaged weights where it averages) and evaluates it on the whole test set at every size,
-by the model's own way there and by its control; sizes that `s4nd eval --resample WAY --control` has left in resolution.json
+by the model's own method and by its control; sizes that `s4nd eval --resample METHOD --control` has left in resolution.json
 of the run are taken from there. On the first images that `--limit` takes, tests hold the card to its word. The file is a bare
 state dict in float32, whose metadata say what files of `s4nd export` say. `--resample` sets the way to other sizes, on which a
 training at one size does not depend. A new tag wants a line in the default_cfgs of its model, and an entry in ABOUT.
@@ -35,7 +35,7 @@ from s4nd.train.resolution import evaluate_sizes
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "weights"
 LICENSE = "Apache-2.0"
-WAYS = {
+METHODS = {
     "continuous": "continuous",
     "hold": "held",
     "dilate": "dilated",
@@ -81,12 +81,12 @@ class Found:
     right: dict[int, int]
 
 
-def way_of(model: nn.Module) -> str:
+def method_of(model: nn.Module) -> str:
     """Which of MODEL_RESAMPLE the layers go; ValueError if each its own."""
-    way = about.resample_of(model)
-    if way not in MODEL_RESAMPLE:
-        raise ValueError(f"the layers go to other sizes each its own way, {way}: choose one with --resample")
-    return way
+    method = about.resample_of(model)
+    if method not in MODEL_RESAMPLE:
+        raise ValueError(f"the layers go to other sizes each by its own method, {method}: choose one with --resample")
+    return method
 
 
 def measure(
@@ -102,7 +102,7 @@ def measure(
     few = evaluate_sizes(model, part, [trained, 2 * trained], **settings)
     home = evaluate_sizes(model, whole, [trained], **settings)
     found, known = [], known_rows(run / "last.safetensors", trained, home[trained])
-    for name, control in ((way_of(model), None), ("control", trained)):
+    for name, control in ((method_of(model), None), ("control", trained)):
         rows = [row for key, row in known.items() if key.endswith(f", {name}")]
         row = {**(rows[0] if len(rows) == 1 else {}), **home}
         row |= evaluate_sizes(model, whole, [n for n in sizes if n not in row], control=control, **settings)
@@ -124,8 +124,8 @@ def check_loads(content: bytes, path: Path, name: str, model: nn.Module, config:
 def card(tag: str, model: nn.Module, config: Config, meta: Meta, found: Found, digest: str, commands: str) -> str:
     """The text of TAG.md."""
     about, trained = ABOUT[tag.partition(".")[2]], config.stages[meta.stage].size
-    (mean, std), way = normalisation(model), way_of(model)
-    rows = {f"{WAYS[way]} (`{way}`)": found.accuracy, f"control: resized to {trained}": found.control}
+    (mean, std), method = normalisation(model), method_of(model)
+    rows = {f"{METHODS[method]} (`{method}`)": found.accuracy, f"control: resized to {trained}": found.control}
     averaged = "the averaged weights " if meta.weights == "ema" else ""
     right = "".join(f"| {size} | {number} |\n" for size, number in found.right.items())
     return f"""# {tag}
@@ -206,7 +206,7 @@ def ship(
         raise ValueError(f"weights must be float32, got {', '.join(odd)}")
     if resample is not None:
         set_resample(model, resample)
-    way, size = way_of(model), config.stages[meta.stage].size
+    method, size = method_of(model), config.stages[meta.stage].size
     tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     metadata = {**described(model, config, meta, (size, size)), "model": name, "license": LICENSE}
     content = to_safetensors(tensors, metadata=metadata)
@@ -218,7 +218,7 @@ def ship(
     place = "DIR" if root or config.data.root else None
     training = f"s4nd train CONFIG.yaml{f' data.root={place}' if place else ''} out=RUN"
     options = (
-        f"{f' --root {place}' if place else ''} --resample {way} --sizes {' '.join(map(str, sizes))} --limit {limit}"
+        f"{f' --root {place}' if place else ''} --resample {method} --sizes {' '.join(map(str, sizes))} --limit {limit}"
     )
     commands = f"{training}\npython tools/ship_weights.py RUN {tag}{options}"
     text = card(tag, model, config, meta, found, hashlib.sha256(content).hexdigest(), commands)

@@ -6,8 +6,8 @@
 
 A run is a folder of `s4nd train`, evaluated with `s4nd eval RUN/last.safetensors ...`. Runs whose configs differ in the seed
 alone are one row: their mean and, with two seeds or more, the sample standard deviation. Writes NAME.csv (a line for each run,
-way and size, all digits) and NAME.png, and prints the table in Markdown. The CSV can take the runs' place, to write all of it
-anew.
+method and size, all digits) and NAME.png, and prints the table in Markdown. The CSV can take the runs' place, to write
+all of it anew.
 
 `--insert` puts the table into a page, between the lines `<!-- table:NAME -->` and `<!-- /table -->`, and, where the page has
 them, a table of the single runs between `<!-- runs:NAME -->` and `<!-- /runs -->`.
@@ -55,12 +55,14 @@ def rows_of(lines: Sequence[Line], against: str | None = None, single: bool = Fa
     for line in lines:
         of = {"model": line.model} | {key: line.settings.get(key, "") for key in shown if key != against}
         of |= {"frames": _shown(line.frames)} if with_frames else {}
-        of |= {"way": line.way} | ({} if against is None else {"size": str(line.size)})
+        of |= {"resample": line.resample} | ({} if against is None else {"size": str(line.size)})
         of |= {"seed": _shown(line.seed)} if single else {}
         column = str(line.size) if against is None else line.settings[against]
         cell = rows.setdefault(tuple(of.items()), {}).setdefault(column, [])
         if line.seed in (other.seed for other in cell):
-            raise ValueError(f"needs one figure of {line.model} at {column}, {line.way}, for seed {line.seed}, got two")
+            raise ValueError(
+                f"needs one figure of {line.model} at {column}, {line.resample}, for seed {line.seed}, got two"
+            )
         cell.append(line)
     return rows
 
@@ -87,9 +89,9 @@ def markdown(lines: Sequence[Line], against: str | None = None, single: bool = F
     """The table, and below it what its cells are."""
     rows = rows_of(lines, against, single)
     columns = columns_of(rows)
-    about = [name for name, _ in next(iter(rows)) if name not in ("way", "size", "seed")]
-    ways = [name for name, _ in next(iter(rows)) if name in ("way", "size")]
-    table = [[*about, "seeds", "epochs", "hours", *ways, *columns]]
+    about = [name for name, _ in next(iter(rows)) if name not in ("resample", "size", "seed")]
+    last_names = [name for name, _ in next(iter(rows)) if name in ("resample", "size")]
+    table = [[*about, "seeds", "epochs", "hours", *last_names, *columns]]
     table.append(["---"] * len(table[0]))
     for row, cells in rows.items():
         words, all_lines = dict(row), [line for column in cells.values() for line in column]
@@ -98,7 +100,7 @@ def markdown(lines: Sequence[Line], against: str | None = None, single: bool = F
         hours = list({line.run: line.hours for line in all_lines if line.hours is not None}.values())
         training = [", ".join(seeds), ", ".join(epochs), f"{fmean(hours):.2f}" if hours else ""]
         figures = [_cell(cells[column], len(seeds)) if column in cells else "-" for column in columns]
-        table.append([*(words[name] for name in about), *training, *(words[name] for name in ways), *figures])
+        table.append([*(words[name] for name in about), *training, *(words[name] for name in last_names), *figures])
     escaped = ([cell.replace("|", r"\|") for cell in cells] for cells in table)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped) + f"\n\n{_legend(lines, rows)}"
 
@@ -142,22 +144,22 @@ def draw(lines: Sequence[Line], against: str | None = None) -> Figure:
     short = {name: end if last[end := name.rpartition(".")[2]] == 1 else name for name in names}
     for row, cells in rows.items():
         words = dict(row)
-        way = words["way"]
-        same = tuple((name, word) for name, word in row if name != "way")
+        method = words["resample"]
+        same = tuple((name, word) for name, word in row if name != "resample")
         color = colors.setdefault(same, COLORS[len(colors) % len(COLORS)])
         known = [column for column in columns if column in cells]
         means, deviations = zip(*(spread(cells[column]) for column in known), strict=True)
-        settings = [f"{short[name]} {word}" for name, word in row if name not in ("model", "way") and word]
+        settings = [f"{short[name]} {word}" for name, word in row if name not in ("model", "resample") and word]
         axes.errorbar(
             [places[column] for column in known],
             means,
             [deviation or 0.0 for deviation in deviations],
             color=color,
-            linestyle={CONTROL: "--", "": ":"}.get(way, "-") if joined else "",
-            marker=MARKERS.get(way, "."),
+            linestyle={CONTROL: "--", "": ":"}.get(method, "-") if joined else "",
+            marker=MARKERS.get(method, "."),
             markersize=4,
             capsize=3 if any(deviations) else 0,
-            label=", ".join([words["model"], *settings, *([way] if way else [])]),
+            label=", ".join([words["model"], *settings, *([method] if method else [])]),
         )
     if against is None:
         axes.set_xscale("log", base=2)
@@ -200,9 +202,11 @@ def read(sources: Sequence[Path]) -> list[Line]:
     return read_csv(tables[0])
 
 
-def chosen(lines: Sequence[Line], sizes: Sequence[int] | None = None, ways: Sequence[str] | None = None) -> list[Line]:
-    """The lines at these sizes and by these ways; ValueError for one of which there is none."""
-    for name, wanted in {"size": sizes, "way": ways}.items():
+def chosen(
+    lines: Sequence[Line], sizes: Sequence[int] | None = None, methods: Sequence[str] | None = None
+) -> list[Line]:
+    """The lines at these sizes and with these methods; ValueError for one of which there is none."""
+    for name, wanted in {"size": sizes, "resample": methods}.items():
         known = sorted({getattr(line, name) for line in lines})
         if missing := [str(value) for value in wanted or [] if value not in known]:
             raise ValueError(
@@ -221,11 +225,11 @@ def main() -> None:
         "--against", metavar="KEY", help="a key of the configs for the columns, such as stages.0.bandlimit"
     )
     parser.add_argument("--sizes", type=int, nargs="+", help="only these; default: all that were measured")
-    parser.add_argument("--ways", nargs="+", help="only these, such as hold+dilate control; default: all")
+    parser.add_argument("--resample", nargs="+", help="only these, such as hold+dilate control; default: all")
     parser.add_argument("--insert", type=Path, metavar="PAGE", help="a Markdown page with markers for the table")
     args = parser.parse_args()
     try:
-        lines = chosen(read(args.runs), args.sizes, args.ways)
+        lines = chosen(read(args.runs), args.sizes, args.resample)
         tables = {
             "table": lambda: markdown(lines, args.against),
             "runs": lambda: markdown(lines, args.against, single=True),

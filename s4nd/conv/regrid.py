@@ -20,22 +20,22 @@ REGRID = {"hold": held, "dilate": dilated}
 MATRIX = 2**17
 
 
-def regrid(k: Tensor, n: int, way: str, *, align: str, causal: bool) -> Tensor:
-    """k (..., 2b - 1) by lag, of a grid of b samples, on one of n: (..., 2n - 1), in the dtype of k. `way` is of REGRID."""
+def regrid(k: Tensor, n: int, method: str, *, align: str, causal: bool) -> Tensor:
+    """k (..., 2b - 1) by lag, of a grid of b samples, on one of n: (..., 2n - 1), in the dtype of k. `method` is of REGRID."""
     b = (k.shape[-1] + 1) // 2
     if torch.compiler.is_compiling():  # and exporting: a program for all sizes must not be bound by comparisons
-        return REGRID[way](k, n, align=align, causal=causal)
+        return REGRID[method](k, n, align=align, causal=causal)
     if n == b:
         return k
     if (2 * n - 1) * (2 * b - 1) <= MATRIX:
-        return k @ _matrix(n, b, way, align, causal, k.device, k.dtype)
-    return REGRID[way](k, n, align=align, causal=causal)
+        return k @ _matrix(n, b, method, align, causal, k.device, k.dtype)
+    return REGRID[method](k, n, align=align, causal=causal)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # it outlives it
-def _matrix(n: int, b: int, way: str, align: str, causal: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _matrix(n: int, b: int, method: str, align: str, causal: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(2b - 1, 2n - 1): what each lag takes of every trained one. Made on the device: a copy to it would wait for it."""
     with torch.no_grad():
         every = torch.eye(2 * b - 1, dtype=widest(device), device=device)
-        return REGRID[way](every, n, align=align, causal=causal).to(dtype)
+        return REGRID[method](every, n, align=align, causal=causal).to(dtype)

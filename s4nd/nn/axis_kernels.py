@@ -130,7 +130,7 @@ class AxisKernels(SampledModule):
         """Of the 1-D kernels of an axis of n samples, besides length and rate."""
         base = self.base_size[axis]
         # A program for all sizes must not be bound by a comparison; folded, the trained grid's kernel is what it is anyhow.
-        folds = self.sampling.way(axis) == "fold" and (torch.compiler.is_exporting() or n != base)
+        folds = self.sampling.method(axis) == "fold" and (torch.compiler.is_exporting() or n != base)
         return {"bandlimit": self.bandlimit, "align": self.align, "fold": self.taps(axis, base) if folds else None}
 
     def _kernel_taps(self, axis: int, n: int) -> int:
@@ -140,13 +140,13 @@ class AxisKernels(SampledModule):
         return min(self.base_size[axis], self.l_max[axis] or self.base_size[axis])
 
     def _to_lags(self, k: Tensor, axis: int, n: int) -> Tensor:
-        """From the kernels of an axis (copies, H, L), on the grid that they are computed on, to lags on one of n."""
+        """From the kernels of an axis (channels, H, L), on the grid that they are computed on, to lags on one of n."""
         two_sided = self.bidirectional[axis]
         k = k.unflatten(0, (2 if two_sided else 1, self.rank, -1))  # (directions, R, C, H, L)
         k = lags(k[0], k[1] if two_sided else None, self.sampling.kernel_grid(axis, n), self.align)
         if not self.sampling.regrids(axis):
             return k
-        return regrid(k, n, self.sampling.way(axis), align=self.align, causal=not two_sided)
+        return regrid(k, n, self.sampling.method(axis), align=self.align, causal=not two_sided)
 
 
 def _axis_options(kernel: str, ndim: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def _check(layer: "S4ND", axis: int, u: Tensor, n: int | None) -> None:
         raise ValueError(f"step needs n, the samples of the whole axis {axis + 1}, because of {name}={value}; got None")
     if n is not None and (not isinstance(n, int) or n < 1):
         raise ValueError(f"n must be a positive integer or None, got {n!r}")
-    if n is not None and layer.sampling.way(axis) != "continuous" and n != base:
+    if n is not None and layer.sampling.method(axis) != "continuous" and n != base:
         raise ValueError(
             f"a kernel that is held or folded is no recurrence of its own: step needs n={base}, the trained grid, got n={n}"
         )

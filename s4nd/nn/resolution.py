@@ -26,7 +26,7 @@ def set_bandlimit(model: nn.Module, bandlimit: float | None) -> None:
 
 
 def set_resample(model: nn.Module, resample: str | Sequence[str]) -> None:
-    """The way of a model's layers to another grid than the trained one.
+    """Set how a model's layers come to another grid than the trained one.
 
     Args:
         model: with S4ND layers, or convolutions after `s4nd.models.hold_convolutions`.
@@ -34,7 +34,7 @@ def set_resample(model: nn.Module, resample: str | Sequence[str]) -> None:
             in which modules are registered, and "dilate" for those after it. One value or one per axis.
 
     Raises:
-        ValueError: another word, a layer that has no such way (fold is not for s4, convolutions hold or dilate), or a model
+        ValueError: another word, a layer that has no such method (fold is not for s4, convolutions hold or dilate), or a model
             without such layers. The model is then as it was.
     """
     sampled = [module for module in model.modules() if isinstance(module, SampledModule)]
@@ -45,8 +45,10 @@ def set_resample(model: nn.Module, resample: str | Sequence[str]) -> None:
     before = [layer.sampling for layer in sampled]
     try:
         for i, layer in enumerate(sampled):
-            ways = per_axis("resample", resample, layer.sampling.ndim)
-            layer.resample = tuple(("dilate" if i else "hold") if way == HOLD_DILATE else way for way in ways)
+            methods = per_axis("resample", resample, layer.sampling.ndim)
+            layer.resample = tuple(
+                ("dilate" if i else "hold") if method == HOLD_DILATE else method for method in methods
+            )
     except ValueError:
         for layer, sampling in zip(sampled, before, strict=True):
             layer.sampling = sampling
@@ -68,7 +70,7 @@ def set_base_size(model: nn.Module, size: int | Sequence[int | None] | None, *, 
         new, windows = list(per_axis("base_size", size, layer.ndim)), list(layer.l_max)
         if rescale:
             for axis, (kernel, n, window) in enumerate(zip(layer.kernels, new, layer.l_max, strict=True)):
-                if layer.sampling.way(axis) != "continuous":
+                if layer.sampling.method(axis) != "continuous":
                     new[axis] = layer.base_size[axis]
                 elif n is not None:
                     rate = layer.rate(axis, n)

@@ -19,7 +19,7 @@ from s4nd.conv import REGRID
 from s4nd.ssm.align import ALIGNMENTS, check_align
 
 VERSION = 1
-# Ways to the kernel of another grid than the trained one: the continuous kernel sampled there; the trained grid's, every lag
+# Methods for other grids than the trained one: the continuous kernel sampled there; the trained grid's, every lag
 # held over its pixel (s4nd/conv/held.py); fractional powers of the trained grid's poles (s4nd/ssm/fold.py); or the trained
 # grid's, dilated (s4nd/conv/dilated.py).
 RESAMPLE = ("continuous", "hold", "fold", "dilate")
@@ -37,7 +37,7 @@ class Sampling:
         bandlimit: modes above this fraction of the Nyquist frequency, of the coarser of the trained and the present grid, are
             left out; None keeps all.
         align: "centre" or "edge", see ssm/align.py.
-        resample*: way to another grid, of RESAMPLE; of no account where base_size is None.
+        resample*: method for other grids, of RESAMPLE; of no account where base_size is None.
     """
 
     ndim: int
@@ -63,18 +63,18 @@ class Sampling:
         if bandlimit is not None and not bandlimit > 0:
             raise ValueError(f"bandlimit must be positive or None, got {bandlimit}")
         check_align(align)
-        ways = per_axis("resample", resample, ndim)
-        if not {*ways} <= {*RESAMPLE}:
+        methods = per_axis("resample", resample, ndim)
+        if not {*methods} <= {*RESAMPLE}:
             raise ValueError(f"resample must be one of {RESAMPLE}, or one per axis, got {resample!r}")
-        vars(self).update(ndim=ndim, **sizes, bandlimit=bandlimit, align=align, resample=ways)
+        vars(self).update(ndim=ndim, **sizes, bandlimit=bandlimit, align=align, resample=methods)
 
-    def way(self, axis: int) -> str:
-        """To other grids than the trained one; an axis without one has nothing but the continuous kernel."""
+    def method(self, axis: int) -> str:
+        """Of `resample`; an axis without a trained grid has nothing but the continuous kernel."""
         return "continuous" if self.base_size[axis] is None else self.resample[axis]
 
     def regrids(self, axis: int) -> bool:
         """Whether other grids get the trained grid's own kernel, held or dilated."""
-        return self.way(axis) in REGRID
+        return self.method(axis) in REGRID
 
     def kernel_grid(self, axis: int, n: int) -> int:
         """Samples of the grid whose kernel is computed for an axis of n."""
@@ -94,7 +94,7 @@ class Sampling:
         if base is None or not self.regrids(axis):
             return min(n, max(1, round(window / self.rate(axis, n))))
         window = min(window, base)
-        if self.way(axis) == "dilate":  # the last trained lag lies between two of this grid
+        if self.method(axis) == "dilate":  # the last trained lag lies between two of this grid
             last = 2 * (window - 1) * n if self.align == "centre" else (2 * window - 1) * n - base
             return min(n, max(1, -(-last // (2 * base)) + 1))
         # Up to the end of the cell of the last trained lag, in cells of this grid.
@@ -102,16 +102,16 @@ class Sampling:
         return min(n, -(-reach // (2 * base)))
 
     def to_tensor(self) -> Tensor:
-        """Bytes, (22 + 8 D,) uint8: a checksum, then version, alignment and ways, bandlimit and sizes, little-endian; 0 stands
+        """Bytes, (22 + 8 D,) uint8: checksum, version, alignment and methods, bandlimit, sizes, little-endian; 0 stands
         for None.
 
         Bytes are whole numbers below 256, which survive being averaged with equal ones or cast to any floating-point type,
         as tools do to all that a state dict holds.
         """
         sizes = [n or 0 for n in (*self.base_size, *self.l_max)]
-        # The ways stand above the alignment, two bits each: older versions, which know no other than the first, refuse others.
-        ways = sum(RESAMPLE.index(way) << 2 * axis for axis, way in enumerate(self.resample))
-        alignment = ALIGNMENTS.index(self.align) | ways << 8
+        # Two bits each, above the alignment: older versions, which know no other method than the first, refuse others.
+        numbers = sum(RESAMPLE.index(method) << 2 * axis for axis, method in enumerate(self.resample))
+        alignment = ALIGNMENTS.index(self.align) | numbers << 8
         content = struct.pack(f"<HIId{len(sizes)}I", VERSION, self.ndim, alignment, self.bandlimit or 0.0, *sizes)
         return torch.tensor(list(struct.pack("<I", zlib.crc32(content)) + content), dtype=torch.uint8)
 
@@ -139,13 +139,14 @@ class Sampling:
         version, ndim, alignment, bandlimit, *sizes = struct.unpack(layout, content)
         if checksum != struct.pack("<I", zlib.crc32(content)):
             raise ValueError("a sampling's checksum is wrong: it is damaged, or an average of different ones")
-        ways = [alignment >> 8 + 2 * axis & 3 for axis in range(ndim)]
+        methods = [alignment >> 8 + 2 * axis & 3 for axis in range(ndim)]
         alignment &= 255
-        known = alignment < len(ALIGNMENTS) and max(ways, default=0) < len(RESAMPLE)
+        known = alignment < len(ALIGNMENTS) and max(methods, default=0) < len(RESAMPLE)
         if version != VERSION or len(sizes) != 2 * ndim or not known:
             raise ValueError(f"a sampling of version {version}, this version of s4nd reads {VERSION}")
         base, window = ([n or None for n in part] for part in (sizes[:ndim], sizes[ndim:]))
-        return cls(ndim, base, window, bandlimit or None, ALIGNMENTS[alignment], tuple(RESAMPLE[way] for way in ways))
+        resample = tuple(RESAMPLE[method] for method in methods)
+        return cls(ndim, base, window, bandlimit or None, ALIGNMENTS[alignment], resample)
 
 
 _last_load: list | None = None  # the list of missing keys of the last load that was warned about

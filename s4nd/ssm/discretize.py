@@ -3,7 +3,7 @@
     x[l] = exp(log_a) x[l-1] + gain B u[l]
 
 Arguments of all: dt (H, 1) or (H, N) step of the trained grid; A (H, N, 2); rate, step of the present grid in steps of the
-trained one; part, of a present step: 1, or 1/2 for centred kernels. They return log_a, gain: (H, N, 2).
+trained one; fraction, of a present step: 1, or 1/2 for centred kernels. They return log_a, gain: (H, N, 2).
 Shapes: H heads, N modes. Complex tensors are real pairs (..., 2).
 """
 
@@ -20,27 +20,27 @@ from s4nd.ops.phi import value_and_slope
 LOG_FORGOTTEN = -80.0
 
 
-def zoh(dt: Tensor, A: Tensor, rate: float = 1.0, part: float = 1.0) -> tuple[Tensor, Tensor]:
+def zoh(dt: Tensor, A: Tensor, rate: float = 1.0, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
     """Zero-order hold: the input is constant over each step. a = exp(dt A), gain = (a - 1) / A."""
-    return _discretized(rate * part * dt, A, ZOH)
+    return _discretized(rate * fraction * dt, A, ZOH)
 
 
-def bilinear(dt: Tensor, A: Tensor, rate: float = 1.0, part: float = 1.0) -> tuple[Tensor, Tensor]:
+def bilinear(dt: Tensor, A: Tensor, rate: float = 1.0, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
     """Trapezoidal rule. a = (1 + dt A / 2) / (1 - dt A / 2), gain = dt / (1 - dt A / 2)."""
-    return _discretized(rate * part * dt, A, BILINEAR)
+    return _discretized(rate * fraction * dt, A, BILINEAR)
 
 
-def dirac(dt: Tensor, A: Tensor, rate: float = 1.0, part: float = 1.0) -> tuple[Tensor, Tensor]:
+def dirac(dt: Tensor, A: Tensor, rate: float = 1.0, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
     """Each sample is an event of unit mass at its instant, shared between the halves of a centred step.
-    a = exp(dt A), gain = part."""
-    x = (rate * part * dt)[..., None] * A
-    return x, pairs.pair(torch.full_like(x[..., 0], part), torch.zeros_like(x[..., 0]))
+    a = exp(dt A), gain = fraction."""
+    x = (rate * fraction * dt)[..., None] * A
+    return x, pairs.pair(torch.full_like(x[..., 0], fraction), torch.zeros_like(x[..., 0]))
 
 
-def asynchronous(dt: Tensor, A: Tensor, rate: float = 1.0, part: float = 1.0) -> tuple[Tensor, Tensor]:
+def asynchronous(dt: Tensor, A: Tensor, rate: float = 1.0, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
     """Each sample is an event: the state decays over the true interval, the event's gain takes the trained step alone.
     a = exp(rate dt A), gain = (exp(dt A) - 1) / A. Schoene et al., 2024, arXiv:2404.18508. At rate 1 it is zoh."""
-    x, gain = zoh(dt, A, part=part)
+    x, gain = zoh(dt, A, fraction=fraction)
     return rate * x, gain
 
 

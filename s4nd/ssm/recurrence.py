@@ -29,18 +29,18 @@ def dense_ssm(A: Tensor, B: Tensor, C: Tensor, P: Tensor | None = None) -> tuple
 
 
 def discretize_dense(
-    dt: Tensor, A: Tensor, B: Tensor, disc: str, rate: float = 1.0, part: float = 1.0
+    dt: Tensor, A: Tensor, B: Tensor, disc: str, rate: float = 1.0, fraction: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Ab (H, N, N), Bb (H, N) for `part` of a step rate * dt (H,): the matrix forms of ssm/discretize.py."""
+    """Ab (H, N, N), Bb (H, N) for `fraction` of a step rate * dt (H,): the matrix forms of ssm/discretize.py."""
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    trained = part * dt[:, None, None] * A
+    trained = fraction * dt[:, None, None] * A
     step = rate * trained
     if disc == "bilinear":
         Ab = torch.linalg.solve(eye - step / 2, eye + step / 2)
-        return Ab, torch.linalg.solve(eye - step / 2, (rate * part * dt[:, None] * B)[..., None])[..., 0]
+        return Ab, torch.linalg.solve(eye - step / 2, (rate * fraction * dt[:, None] * B)[..., None])[..., 0]
     Ab = torch.linalg.matrix_exp(step)
     if disc == "dirac":
-        return Ab, part * B
+        return Ab, fraction * B
     if disc not in ("zoh", "async"):
         raise ValueError(f"disc must be zoh, bilinear, dirac or async, got {disc!r}")
     held = Ab if disc == "zoh" else torch.linalg.matrix_exp(trained)

@@ -205,17 +205,17 @@ def test_kernels_of_another_size_are_re_sampled(kind):
 
 
 @pytest.mark.parametrize("kind", ["patch", "s4nd_stem"])
-@pytest.mark.parametrize("way", ["hold", "continuous"])
-def test_way_over_space_is_the_images(kind, way):
+@pytest.mark.parametrize("method", ["hold", "continuous"])
+def test_method_over_space_is_the_images(kind, method):
     """Held kernels stay those of the images' grid, in videos of another size too."""
-    source = image_model("s4nd_stem" if kind == "s4nd_stem" else "s4nd", img_size=64, resample=way)
-    model = video_model(kind, img_size=96, resample="hold" if way == "continuous" else "continuous")
+    source = image_model("s4nd_stem" if kind == "s4nd_stem" else "s4nd", img_size=64, resample=method)
+    model = video_model(kind, img_size=96, resample="hold" if method == "continuous" else "continuous")
     inflate(source, model)
     flat = {name: layer for name, layer in source.named_modules() if isinstance(layer, S4ND)}
     for name, layer in model.named_modules():
         if isinstance(layer, S4ND) and name in flat:
-            assert layer.resample[1:] == (way, way)
-            assert layer.base_size[1:] == flat[name].base_size if way == "hold" else layer.base_size[1] is not None
+            assert layer.resample[1:] == (method, method)
+            assert layer.base_size[1:] == flat[name].base_size if method == "hold" else layer.base_size[1] is not None
             n = 3 * flat[name].base_size[0] // 2  # its grid at 96 pixels
             assert_close(layer.kernel_lags(1, n), flat[name].kernel_lags(0, n))
 

@@ -117,13 +117,13 @@ def test_layer_options_reach_every_layer():
     "name", ["s4nd_iso_tiny", "s4nd_iso_small", "s4nd_iso_base", "s4nd_convnext_micro", "s4nd_convnext3d_micro"]
 )
 def test_first_layer_holds_and_the_others_dilate_unless_told_otherwise(name):
-    def ways(**args):
+    def methods(**args):
         model = timm.create_model(name, img_size=32, device="meta", **args)
         return [{*m.resample} for m in model.modules() if isinstance(m, S4ND)]
 
-    first, *others = ways()
-    assert first == {"hold"} and all(way == {"dilate"} for way in others)
-    assert all(way == {"continuous"} for way in ways(resample="continuous"))
+    first, *others = methods()
+    assert first == {"hold"} and all(method == {"dilate"} for method in others)
+    assert all(method == {"continuous"} for method in methods(resample="continuous"))
 
 
 def test_unknown_option_is_refused():

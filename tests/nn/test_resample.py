@@ -31,17 +31,17 @@ def by_definition(layer, u):
     kernels = []
     for axis, n in enumerate(u.shape[2:]):
         k = layer.kernel_lags(axis, layer.base_size[axis])
-        way, causal = layer.resample[axis], not layer.bidirectional[axis]
-        kernels.append(regrid(k, n, way, align=layer.align, causal=causal))
+        method, causal = layer.resample[axis], not layer.bidirectional[axis]
+        kernels.append(regrid(k, n, method, align=layer.align, causal=causal))
     y = dense_conv(u, kernels)
     return y if layer.D is None else y + layer.D.reshape(1, -1, layer.d_model, *[1] * layer.ndim) * u[:, None]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("align", ["centre", "edge"])
-@pytest.mark.parametrize("way", REGRID)
-def test_layer_is_the_convolution_with_its_trained_kernels_held_or_dilated(kernel, align, way):
-    layer = make(kernel=kernel, align=align, rank=2, bidirectional=(True, False), resample=way)
+@pytest.mark.parametrize("method", REGRID)
+def test_layer_is_the_convolution_with_its_trained_kernels_held_or_dilated(kernel, align, method):
+    layer = make(kernel=kernel, align=align, rank=2, bidirectional=(True, False), resample=method)
     for size in ((12, 9), (6, 6), (4, 15), (1, 2)):
         u = signal(*size)
         expected = by_definition(layer, u)[:, 0]
@@ -53,10 +53,10 @@ def test_layer_is_the_convolution_with_its_trained_kernels_held_or_dilated(kerne
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("way", REGRID)
-def test_at_the_trained_size_nothing_changes_bit_for_bit(kernel, way):
+@pytest.mark.parametrize("method", REGRID)
+def test_at_the_trained_size_nothing_changes_bit_for_bit(kernel, method):
     u = signal(6, 6)
-    layer, continuous = make(kernel=kernel, resample=way), make(kernel=kernel, resample="continuous")
+    layer, continuous = make(kernel=kernel, resample=method), make(kernel=kernel, resample="continuous")
     for training in (True, False):
         assert torch.equal(layer.train(training)(u), continuous.train(training)(u))
         assert not torch.equal(layer(signal(9, 9)), continuous(signal(9, 9)))
@@ -78,9 +78,9 @@ def test_axis_that_extends_is_not_held():
 @pytest.mark.parametrize("align", ["centre", "edge"])
 @pytest.mark.parametrize("two_sided", [True, False])
 @pytest.mark.parametrize("window", [1, 2, 5])
-@pytest.mark.parametrize("way", REGRID)
-def test_window_is_held_with_the_kernel_and_plans_cut_nothing_off(align, two_sided, window, way):
-    layer = make(1, 8, align=align, bidirectional=two_sided, l_max=window, resample=way).eval()
+@pytest.mark.parametrize("method", REGRID)
+def test_window_is_held_with_the_kernel_and_plans_cut_nothing_off(align, two_sided, window, method):
+    layer = make(1, 8, align=align, bidirectional=two_sided, l_max=window, resample=method).eval()
     for n in (3, 8, 13, 16, 32):
         u, k = signal(n), layer.kernel_lags(0, n)
         reach = layer.taps(0, n) + (align == "edge" and two_sided)
@@ -204,11 +204,11 @@ def test_way_is_a_setting_that_kept_kernels_follow():
 
 def test_first_layer_that_sees_the_image_holds_and_those_after_it_dilate():
     model = timm.create_model("s4nd_iso_tiny", img_size=8, resample="hold+dilate")
-    ways = [block.mixer.s4nd.resample for block in model.blocks]
-    assert ways == [("hold", "hold")] + [("dilate", "dilate")] * 3
+    methods = [block.mixer.s4nd.resample for block in model.blocks]
+    assert methods == [("hold", "hold")] + [("dilate", "dilate")] * 3
     set_resample(model, ["hold+dilate", "continuous"])
-    ways = [block.mixer.s4nd.resample for block in model.blocks]
-    assert ways == [("hold", "continuous")] + [("dilate", "continuous")] * 3
+    methods = [block.mixer.s4nd.resample for block in model.blocks]
+    assert methods == [("hold", "continuous")] + [("dilate", "continuous")] * 3
 
 
 def test_model_without_layers_of_the_kind_is_refused_and_a_refused_way_changes_nothing():
@@ -222,10 +222,10 @@ def test_model_without_layers_of_the_kind_is_refused_and_a_refused_way_changes_n
     assert [layer.resample for layer in model] == [("hold", "hold")] * 2
 
 
-@pytest.mark.parametrize("way", ["fold it", None, ("hold",), ("hold", "other")])
-def test_unknown_way_is_refused(way):
+@pytest.mark.parametrize("method", ["fold it", None, ("hold",), ("hold", "other")])
+def test_unknown_way_is_refused(method):
     with pytest.raises(ValueError, match="resample must be one"):
-        make(resample=way)
+        make(resample=method)
 
 
 @pytest.mark.parametrize(
@@ -236,10 +236,10 @@ def test_unknown_way_is_refused(way):
         ("s4nd_convnext_micro", dict(img_size=64, depths=(1, 1, 1, 1), dims=(8, 8, 8, 16)), 64),
     ],
 )
-@pytest.mark.parametrize("way", ["hold", "hold+dilate"])
-def test_models_take_it_as_an_argument_and_carry_it_with_their_weights(name, args, size, way):
+@pytest.mark.parametrize("method", ["hold", "hold+dilate"])
+def test_models_take_it_as_an_argument_and_carry_it_with_their_weights(name, args, size, method):
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=3, resample=way, **args).eval()
+    model = timm.create_model(name, num_classes=3, resample=method, **args).eval()
     other = timm.create_model(name, num_classes=3, **args).eval()
     other.load_state_dict(model.state_dict())
     set_resample(continuous := copy.deepcopy(model), "continuous")
@@ -250,9 +250,9 @@ def test_models_take_it_as_an_argument_and_carry_it_with_their_weights(name, arg
             assert torch.equal(model(x), continuous(x)) == (n == size)
 
 
-@pytest.mark.parametrize("way", REGRID)
-def test_program_for_all_sizes_holds_too(way):
-    layer = make(2, 6, l_max=3, dtype=torch.float32, resample=way).eval()
+@pytest.mark.parametrize("method", REGRID)
+def test_program_for_all_sizes_holds_too(method):
+    layer = make(2, 6, l_max=3, dtype=torch.float32, resample=method).eval()
     u = torch.randn(1, 3, 9, 10)
     sizes = {2: torch.export.Dim("h", min=4, max=32), 3: torch.export.Dim("w", min=4, max=32)}
     program = torch.export.export(layer, (u,), dynamic_shapes=(sizes,)).module()
@@ -262,9 +262,9 @@ def test_program_for_all_sizes_holds_too(way):
             torch.testing.assert_close(program(x), layer(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", REGRID)
-def test_compiled_layer_holds_too(way):
-    layer = make(2, 6, dtype=torch.float32, resample=way)
+@pytest.mark.parametrize("method", REGRID)
+def test_compiled_layer_holds_too(method):
+    layer = make(2, 6, dtype=torch.float32, resample=method)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for n in (6, 9, 12):
         u = torch.randn(2, 3, n, n)

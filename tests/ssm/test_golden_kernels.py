@@ -17,9 +17,9 @@ def cases(file: str) -> list[str]:
 
 def kernel_of(case: dict[str, np.ndarray], disc: str | None) -> S4DKernel | S4Kernel:
     """The kernel module that holds a case's parameters (true C)."""
-    copies, H, half, _ = case["C"].shape
+    channels, H, half, _ = case["C"].shape
     kind, init = (S4Kernel, "legt" if len(case["P"]) == 2 else "legs") if "P" in case else (S4DKernel, "lin")
-    kernel = kind(H, 2 * half, copies, init=init, n_ssm=len(case["A_real"]), disc=disc, dtype=torch.float64)
+    kernel = kind(H, 2 * half, channels, init=init, n_ssm=len(case["A_real"]), disc=disc, dtype=torch.float64)
     state = {"log_dt": case["inv_dt"][:, 0], "log_A_real": case["A_real"], "A_imag": -case["A_imag"], "B": case["B"][0]}
     state |= {"C": case["C"]} | ({"P": case["P"]} if "P" in case else {})
     if "P" in case:

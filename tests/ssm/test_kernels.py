@@ -41,7 +41,7 @@ def oracle(dt, A, B, C, P, L, disc, align):
     impulse[:, 0] = 1
     if align == "edge":
         return recurrence(*discretize_dense(dt, A, B, disc), C, impulse)
-    return centred_recurrence(*discretize_dense(dt, A, B, disc, part=0.5), C, impulse)
+    return centred_recurrence(*discretize_dense(dt, A, B, disc, fraction=0.5), C, impulse)
 
 
 @pytest.mark.parametrize("L", LENGTHS)
@@ -125,25 +125,25 @@ def test_halved_step_holds_the_coarse_step_response(init):
         assert 2 < ratio < 8
 
 
-@pytest.mark.parametrize("part", [0.5, 1.0])
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
 @pytest.mark.parametrize("rate", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("disc", DISCRETIZATIONS)
-def test_discretisation_equals_its_matrix_form_at_every_rate(disc, rate, part):
+def test_discretisation_equals_its_matrix_form_at_every_rate(disc, rate, fraction):
     dt, A, B, C, _ = system("inv")
-    log_a, gain = DISCRETIZATIONS[disc](dt[:, None], real(A), rate, part)
-    Ab, Bb = discretize_dense(dt, *dense_ssm(A, B, C)[:2], disc, rate, part)
+    log_a, gain = DISCRETIZATIONS[disc](dt[:, None], real(A), rate, fraction)
+    Ab, Bb = discretize_dense(dt, *dense_ssm(A, B, C)[:2], disc, rate, fraction)
     torch.testing.assert_close(pairs.exp(log_a), real(Ab.diagonal(dim1=1, dim2=2)[:, :8]), rtol=0, atol=1e-12)
     torch.testing.assert_close(pairs.mul(gain, real(B)), real(Bb[:, :8]), rtol=0, atol=1e-12)
 
 
 def test_async_is_zoh_at_rate_one_and_its_gain_ignores_the_rate():
     dt, A, *_ = system("lin")
-    for part in (0.5, 1.0):
+    for fraction in (0.5, 1.0):
         for got, expected in zip(
-            *(DISCRETIZATIONS[d](dt[:, None], real(A), 1.0, part) for d in ("async", "zoh")), strict=True
+            *(DISCRETIZATIONS[d](dt[:, None], real(A), 1.0, fraction) for d in ("async", "zoh")), strict=True
         ):
             assert torch.equal(got, expected)
-        slow, fast = (DISCRETIZATIONS["async"](dt[:, None], real(A), rate, part)[1] for rate in (2.0, 0.5))
+        slow, fast = (DISCRETIZATIONS["async"](dt[:, None], real(A), rate, fraction)[1] for rate in (2.0, 0.5))
         assert torch.equal(slow, fast)
 
 

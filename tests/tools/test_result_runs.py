@@ -34,9 +34,9 @@ def test_figures_count_for_the_run_of_their_bytes_wherever_they_lie(make_run, ta
     """`s4nd eval A B` leaves the figures of both beside A; the control is a row of its own."""
     a, b = make_run("a"), make_run("b", model="conv_iso_tiny", evaluated=None)
     evaluate(a, {8: 0.5, 16: 0.45}, control=True)
-    evaluate(a, {8: 0.125}, way="continuous", of=b)
+    evaluate(a, {8: 0.125}, resample="continuous", of=b)
     head, *rows = cells(tables(a, b)[0])
-    at = head.index("way")
+    at = head.index("resample")
     assert [(row[0], row[at], row[at + 1]) for row in rows] == [
         ("s4nd_iso_tiny", "hold", "50.0*"),
         ("s4nd_iso_tiny", "control", "50.0*"),
@@ -86,7 +86,7 @@ def test_older_evaluation_counts_where_nothing_speaks_against_it(make_run, table
         make_run("a"), Curve("s4nd_iso_tiny, hold", 8, AT_8_AND_16), Curve("s4nd_iso_tiny, control", 8, {8: 0.5})
     )
     head, *rows = cells(tables(run)[0])
-    assert [row[head.index("way")] for row in rows] == ["hold", "control"]
+    assert [row[head.index("resample")] for row in rows] == ["hold", "control"]
     other_accuracy = Curve("s4nd_iso_tiny, hold", 8, {8: 0.5 + 1e-3})  # than the checkpoint says
     for curve in (other_accuracy, Curve("conv_iso_tiny, hold", 8, {8: 0.5}), Curve("s4nd_iso_tiny", 8, {16: 0.5})):
         assert "not of last.safetensors as it is now, but of a file that it does not name" in refused(older(run, curve))

@@ -22,7 +22,7 @@ from s4nd.train.resolution import Curve, evaluate_sizes, save_curves
 pytest.importorskip("skimage", reason="needs the extra: pip install 's4nd[demo]'")
 
 TOOL = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "ship_weights.py"))
-ship, way_of = TOOL["ship"], TOOL["way_of"]
+ship, method_of = TOOL["ship"], TOOL["method_of"]
 TAG, SIZE = "s4nd_iso_tiny.photos", 3
 
 
@@ -58,7 +58,7 @@ def test_file_and_card_are_those_of_the_run(run, tmp_path):
     assert all(torch.equal(file[key], tensors[key]) for key in tensors if not key.endswith("_extra_state"))
     loaded = timm.create_model("s4nd_iso_tiny", num_classes=14, img_size=9, checkpoint_path=path).eval()
     x = torch.randn(2, 3, 7, 5)
-    assert torch.equal(loaded(x), model(x)) and way_of(loaded) == "hold"
+    assert torch.equal(loaded(x), model(x)) and method_of(loaded) == "hold"
     with safe_open(path, framework="pt") as opened:
         about = opened.metadata()
     assert json.loads(about["classes"]) == list(PHOTOS) and json.loads(about["size"]) == [SIZE, SIZE]
@@ -124,10 +124,10 @@ def test_run_that_the_tag_cannot_be_of_is_refused_and_nothing_written(run, tmp_p
     assert not any(folder.iterdir())
 
 
-@pytest.mark.parametrize("way", ["continuous", "hold", "fold", "dilate", "hold+dilate"])
-def test_way_is_told_from_the_layers(way):
-    model = timm.create_model("s4nd_iso_tiny", embed_dim=8, depth=2, resample=way)
-    assert way_of(model) == way
-    model.blocks[1].mixer.s4nd.resample = "fold" if way != "fold" else "hold"
-    with pytest.raises(ValueError, match="each its own way"):
-        way_of(model)
+@pytest.mark.parametrize("method", ["continuous", "hold", "fold", "dilate", "hold+dilate"])
+def test_method_is_told_from_the_layers(method):
+    model = timm.create_model("s4nd_iso_tiny", embed_dim=8, depth=2, resample=method)
+    assert method_of(model) == method
+    model.blocks[1].mixer.s4nd.resample = "fold" if method != "fold" else "hold"
+    with pytest.raises(ValueError, match="each by its own method"):
+        method_of(model)

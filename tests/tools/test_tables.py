@@ -18,7 +18,7 @@ def test_runs_that_differ_by_seed_alone_are_one_row_with_their_mean_and_deviatio
     percents = 100 * np.array([[figures[seed][size] for size in (8, 16)] for seed in figures])
     mean, deviation = percents.mean(0), percents.std(0, ddof=1)
     head, row = cells(table)
-    assert head == ["model", "seeds", "epochs", "hours", "way", "8", "16"]
+    assert head == ["model", "seeds", "epochs", "hours", "resample", "8", "16"]
     expected = [f"{m:.1f} ± {s:.1f}{star}" for m, s, star in zip(mean, deviation, ("*", ""), strict=True)]
     assert row == ["s4nd_iso_tiny", "0, 1, 5", "2", "0.50", "hold", *expected]
     assert Path(f"{out}.png").read_bytes().startswith(b"\x89PNG")
@@ -26,7 +26,7 @@ def test_runs_that_differ_by_seed_alone_are_one_row_with_their_mean_and_deviatio
 
 def test_other_configs_are_other_rows_and_the_table_says_in_what(make_run, tables):
     runs = [make_run(f"r{i}", f"stages.0.bandlimit={alpha}") for i, alpha in enumerate(("0.5", "null"))]
-    conv = make_run("c", "stages.0.bandlimit=null", model="conv_iso_tiny", evaluated={8: 0.4}, way="continuous")
+    conv = make_run("c", "stages.0.bandlimit=null", model="conv_iso_tiny", evaluated={8: 0.4}, resample="continuous")
     head, *rows = cells(tables(*runs, conv)[0])
     at = head.index("stages.0.bandlimit")
     assert [(row[0], row[at]) for row in rows] == [("s4nd_iso_tiny", x) for x in ("0.5", "none")] + [
@@ -126,10 +126,12 @@ def test_wrong_setting_or_size_is_refused(make_run, refused):
 def test_only_the_ways_that_are_asked_for(make_run, tables, refused):
     run = make_run("r", evaluated={8: 0.5, 16: 0.25})
     evaluate(run, AT_8_AND_16, control=True)
-    ways = [row[-3] for row in cells(tables(run)[0])[1:]]
-    assert len(ways) == 2 and "control" in ways
-    assert [row[-3] for row in cells(tables(run, "--ways", "control")[0])[1:]] == ["control"]
-    assert f"nothing was measured of way fold, only of {', '.join(sorted(ways))}" in refused(run, "--ways", "fold")
+    methods = [row[-3] for row in cells(tables(run)[0])[1:]]
+    assert len(methods) == 2 and "control" in methods
+    assert [row[-3] for row in cells(tables(run, "--resample", "control")[0])[1:]] == ["control"]
+    assert f"nothing was measured of resample fold, only of {', '.join(sorted(methods))}" in refused(
+        run, "--resample", "fold"
+    )
 
 
 def test_control_is_dashed_and_bars_are_the_deviation(make_run, tool):

@@ -44,12 +44,12 @@ def test_evaluation_names_its_weights_and_how_they_were_run(run):
     for row in (about, control, dilated):
         assert (row["checkpoint"], row["sha256"], row["epoch"]) == ("one/last.safetensors", digest, 1)
         assert (row["data"], row["images"], row["frames"], row["metric"]) == ("folder", 20, None, "accuracy")
-    ways = [(row["way"], row["control"]) for row in (about, control, dilated)]
-    assert ways == [("hold", False), ("hold", True), ("dilate", False)]
+    methods = [(row["resample"], row["control"]) for row in (about, control, dilated)]
+    assert methods == [("hold", False), ("hold", True), ("dilate", False)]
 
 
 def test_way_of_the_checkpoint_is_said_where_none_is_asked_for(run):
-    assert [row["way"] for row in evaluated(run)] == ["hold"]  # of the config
+    assert [row["resample"] for row in evaluated(run)] == ["hold"]  # of the config
 
 
 def test_number_of_images_is_of_those_that_were_seen(run):
@@ -64,7 +64,7 @@ def test_tables_are_made_of_what_the_evaluation_says(run, monkeypatch):
     evaluated(run, "--resample", "dilate", "--control")
     lines = runpy.run_path(str(CONFIG.parents[2] / "tools/result_runs.py"))["read_runs"]([run])
     accuracy = read_checkpoint(run / "last.safetensors")[2].accuracy
-    assert [(line.way, line.images, line.size, line.value) for line in lines] == [
+    assert [(line.resample, line.images, line.size, line.value) for line in lines] == [
         ("dilate", 20, 8, 100 * accuracy),
         ("control", 20, 8, 100 * accuracy),
     ]
@@ -82,9 +82,9 @@ def test_digest_of_data_tells_classes_and_labels_apart(folder):
 
 def test_way_of_a_model_is_the_one_that_was_set():
     layers = torch.nn.Sequential(*(S4ND(2, ndim=2, d_state=2, kernel="s4d", base_size=4) for _ in range(3)))
-    for way in ("continuous", "hold", "dilate", "fold", "hold+dilate"):
-        set_resample(layers, way)
-        assert resample_of(layers) == way
+    for method in ("continuous", "hold", "dilate", "fold", "hold+dilate"):
+        set_resample(layers, method)
+        assert resample_of(layers) == method
     layers[2].resample = ("hold", "fold")
     assert resample_of(layers) == "dilate, fold, hold"
     assert resample_of(torch.nn.Conv2d(1, 1, 3)) == "continuous"

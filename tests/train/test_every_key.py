@@ -606,19 +606,22 @@ def test_stages_resample(trainer):
     run = trainer(
         "stages=[{size: 8, epochs: 1, resample: hold}, {size: 10, epochs: 1, resample: continuous}]", "ema=0.5"
     )
-    for stage, way in ((0, "hold"), (1, "continuous")):
+    for stage, method in ((0, "hold"), (1, "continuous")):
         run.enter(stage)
         for model in (run.learner.model, run.learner.ema.module):
-            assert [layer.resample for layer in layers(model)] == [(way, way)] * 2
+            assert [layer.resample for layer in layers(model)] == [(method, method)] * 2
             size = run.config.stages[stage].size
             assert [layer.base_size for layer in layers(model)] == [(size, size)] * 2
 
 
 @pytest.mark.parametrize(
-    "ways, base", [(("hold", "hold"), 8), (("continuous", "hold"), 10), (("hold", "null"), 10), (("null", "null"), 10)]
+    "methods, base",
+    [(("hold", "hold"), 8), (("continuous", "hold"), 10), (("hold", "null"), 10), (("null", "null"), 10)],
 )
-def test_kernels_that_are_not_continuous_stay_those_of_the_stage_that_they_come_from(trainer, ways, base):
-    stages = ", ".join(f"{{size: {n}, epochs: 1, resample: {way}}}" for n, way in zip((8, 10), ways, strict=True))
+def test_kernels_that_are_not_continuous_stay_those_of_the_stage_that_they_come_from(trainer, methods, base):
+    stages = ", ".join(
+        f"{{size: {n}, epochs: 1, resample: {method}}}" for n, method in zip((8, 10), methods, strict=True)
+    )
     run = trainer(f"stages=[{stages}]")
     run.enter(0)
     before = {name: p.clone() for name, p in run.learner.model.named_parameters()}

@@ -169,7 +169,7 @@ def _curves(
             for label, control in rows.items():
                 accuracy: dict[int, float] = {}
                 refused: dict[int, str] = {}
-                how: dict[str, Any] = {"way": method or resample_of(model), "control": control is not None}
+                how: dict[str, Any] = {"resample": method or resample_of(model), "control": control is not None}
                 how |= {"frames": sampling and frames}
                 curves.append(Curve(label, trained_size, accuracy, refused, about | how))
                 for size, deviation in deviations.items():

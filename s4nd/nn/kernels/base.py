@@ -31,7 +31,7 @@ class SSMKernel(nn.Module):
     Args:
         d_model: H.
         d_state: N, even (kernels of real modes take any).
-        copies: C, kernels per head.
+        channels: C, kernels per head.
         init: name of the initial state matrix; None for the kernel's default.
         n_ssm: S, divides H; None for H.
         scale: standard deviation of the initial C, a complex number (real for kernels of real modes).
@@ -50,7 +50,7 @@ class SSMKernel(nn.Module):
         self,
         d_model: int,
         d_state: int = 64,
-        copies: int = 1,
+        channels: int = 1,
         *,
         init: str | None = None,
         n_ssm: int | None = 1,
@@ -74,7 +74,7 @@ class SSMKernel(nn.Module):
         self.n_modes = d_state if self.real else d_state // 2
         self.scale, self.backend = scale, backend
         dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        shape = (copies, d_model, self.n_modes) if self.real else (copies, d_model, self.n_modes, 2)
+        shape = (channels, d_model, self.n_modes) if self.real else (channels, d_model, self.n_modes, 2)
         self.C = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
     @classmethod

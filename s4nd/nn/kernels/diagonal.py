@@ -15,8 +15,8 @@ class DiagonalKernel(SSMKernel):
 
     folds = True
 
-    def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
-        """What `part` of a step does, 1 or 1/2, on an axis of L samples, read at `rate`. L is None where the length is not
+    def modes(self, p: Values, L: int | None, rate: float, fraction: float) -> tuple[Tensor, Tensor]:
+        """What `fraction` of a step does, 1 or 1/2, on an axis of L samples, read at `rate`. L is None where the length is not
         known: never if the kernel `needs_length`.
 
         Returns:

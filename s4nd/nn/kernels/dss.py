@@ -44,9 +44,9 @@ class DSSKernel(DiagonalKernel, ContinuousKernel):
     def _growth(self, L: int, rate: float) -> float:
         return GROWTH / (L * rate)
 
-    def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
-        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(p), self.A(p, L, rate), rate, part)
-        over_axis = log_a * (self._length(L) / part)
+    def modes(self, p: Values, L: int | None, rate: float, fraction: float) -> tuple[Tensor, Tensor]:
+        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(p), self.A(p, L, rate), rate, fraction)
+        over_axis = log_a * (self._length(L) / fraction)
         shrunk = torch.exp(-torch.relu(over_axis[..., :1]))  # by the largest of the softmax's terms
         norm = pairs.expm1(over_axis) * shrunk
         inverse = pairs.conj(norm) / norm.square().sum(-1, keepdim=True).clamp(min=VANISHING**2)

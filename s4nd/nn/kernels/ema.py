@@ -37,8 +37,8 @@ class EMAKernel(DiagonalKernel, ContinuousKernel):
         """(C, H, N, 2), the imaginary parts zero."""
         return pairs.pair(p["C"], torch.zeros_like(p["C"]))
 
-    def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
+    def modes(self, p: Values, L: int | None, rate: float, fraction: float) -> tuple[Tensor, Tensor]:
         A = self.A(p)
-        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(p), A, rate, part)
+        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(p), A, rate, fraction)
         # B = -A; the states hold half of each average, because they are read as 2 Re sum_n C_n x_n.
         return log_a, -0.5 * A[..., :1] * gain

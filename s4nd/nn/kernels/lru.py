@@ -36,7 +36,7 @@ class LRUKernel(DiagonalKernel):
         self,
         d_model: int,
         d_state: int = 64,
-        copies: int = 1,
+        channels: int = 1,
         *,
         r_min: float = 0.0,
         r_max: float = 1.0,
@@ -44,7 +44,7 @@ class LRUKernel(DiagonalKernel):
         scale: float = 1.0,
         **kwargs: Any,
     ):
-        super().__init__(d_model, d_state, copies, scale=scale / math.sqrt(max(1, d_state)), **kwargs)
+        super().__init__(d_model, d_state, channels, scale=scale / math.sqrt(max(1, d_state)), **kwargs)
         if not 0 <= r_min < r_max <= 1:
             raise ValueError(f"need 0 <= r_min < r_max <= 1, got {r_min} and {r_max}")
         if not 0 < max_phase <= 2 * math.pi:
@@ -81,13 +81,13 @@ class LRUKernel(DiagonalKernel):
         self.nu += math.log(rate)  # type: ignore[misc]  # in place a parameter stays one
         self.theta.copy_(rate * x[..., 1])
 
-    def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
+    def modes(self, p: Values, L: int | None, rate: float, fraction: float) -> tuple[Tensor, Tensor]:
         x = self.log_lambda(p)
         gamma = torch.exp(p["log_gamma"].clamp(max=LOG_GAMMA_MAX))[..., None]
         b = gamma * p["B"]
-        if rate * part != 1:
-            b = pairs.mul(_held(x, rate * part), b)
-        return self.per_head(rate * part * x), self.per_head(b)
+        if rate * fraction != 1:
+            b = pairs.mul(_held(x, rate * fraction), b)
+        return self.per_head(rate * fraction * x), self.per_head(b)
 
 
 def _held(x: Tensor, r: float) -> Tensor:

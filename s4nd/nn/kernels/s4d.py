@@ -30,6 +30,6 @@ class S4DKernel(DiagonalKernel, ContinuousKernel):
         self._set_A(A, rows)
         self.B[rows] = torch.view_as_real(B).to(self.B)
 
-    def modes(self, p: Values, L: int | None, rate: float, part: float) -> tuple[Tensor, Tensor]:
-        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(p), self.A(p, L, rate), rate, part)
+    def modes(self, p: Values, L: int | None, rate: float, fraction: float) -> tuple[Tensor, Tensor]:
+        log_a, gain = DISCRETIZATIONS[self.disc](self.dt(p), self.A(p, L, rate), rate, fraction)
         return log_a, pairs.mul(gain, self.per_head(p["B"]))

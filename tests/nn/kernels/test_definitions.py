@@ -91,7 +91,8 @@ def test_lru_near_lambda_one_holds_its_input_without_losing_digits():
     kernel.nu.data.fill_(math.log(1e-7))
     kernel.theta.data.fill_(1e-7)
     one, eight, half = (
-        kernel.modes(kernel.values(), 1, rate, part)[1].detach() for rate, part in ((1.0, 1.0), (8.0, 1.0), (1.0, 0.5))
+        kernel.modes(kernel.values(), 1, rate, fraction)[1].detach()
+        for rate, fraction in ((1.0, 1.0), (8.0, 1.0), (1.0, 0.5))
     )
     atol = (8 * 7 * 1.5e-7 + 8 * 1e-6) * one.norm()
     torch.testing.assert_close(eight, 8 * one, rtol=0, atol=float(atol))

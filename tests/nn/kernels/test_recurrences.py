@@ -62,13 +62,17 @@ def doubled(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def dense_step(kernel, L: int, rate: float, part: float):
-    """Ab (H, N, N), Bb (H, N), C (C, H, N) of `part` of a step."""
+def dense_step(kernel, L: int, rate: float, fraction: float):
+    """Ab (H, N, N), Bb (H, N), C (C, H, N) of `fraction` of a step."""
     if kernel.name == "lru":
         log_lambda = per_head(torch.complex(-kernel.nu.exp(), kernel.theta))
-        held = (torch.exp(rate * part * log_lambda) - 1) / (torch.exp(log_lambda) - 1)
+        held = (torch.exp(rate * fraction * log_lambda) - 1) / (torch.exp(log_lambda) - 1)
         b = held * per_head(kernel.log_gamma.exp() * complex_(kernel.B))
-        return torch.diag_embed(doubled(torch.exp(rate * part * log_lambda))), doubled(b), doubled(complex_(kernel.C))
+        return (
+            torch.diag_embed(doubled(torch.exp(rate * fraction * log_lambda))),
+            doubled(b),
+            doubled(complex_(kernel.C)),
+        )
     dt = kernel.log_dt.exp() if kernel.log_dt.ndim == 2 else kernel.log_dt.exp()[:, None]
     re = REAL_A[kernel.A_constraint](kernel)
     if kernel.name == "ema":
@@ -82,7 +86,9 @@ def dense_step(kernel, L: int, rate: float, part: float):
         dt = doubled(dt.expand(H, N // 2))
     # x' = diag(dt) (A x + B u), discretised with step 1.
     one = torch.ones(H, dtype=F64)
-    Ab, Bb = discretize_dense(one, dt[..., None] * A, B if kernel.disc == "dirac" else dt * B, kernel.disc, rate, part)
+    Ab, Bb = discretize_dense(
+        one, dt[..., None] * A, B if kernel.disc == "dirac" else dt * B, kernel.disc, rate, fraction
+    )
     return Ab, Bb, C
 
 
