@@ -8,18 +8,18 @@ Shapes: B batch, H channels (embed_dim), the grid (height, width) is the image's
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates, get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq, list_pretrained, resolve_pretrained_cfg
+from timm.models import checkpoint, checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from s4nd import no_weight_decay, set_base_size, set_resample
 
-from .sizes import image_size, plain
+from .sizes import image_size
 
 
 class IsotropicBlock(nn.Module):
@@ -228,37 +228,3 @@ class Isotropic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
-
-
-def isotropic_cfg(**changes: Any) -> dict[str, Any]:
-    """What timm is to know of an isotropic model, as built for CIFAR-10."""
-    return {
-        "url": "",
-        "num_classes": 10,
-        "input_size": (3, 32, 32),
-        "pool_size": (32, 32),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10's training images, as is std
-        "std": (0.2470, 0.2435, 0.2616),
-        "first_conv": "stem",
-        "classifier": "head.fc",
-        **changes,
-    }
-
-
-Model = TypeVar("Model", bound=Isotropic)
-
-
-def create_isotropic(cls: type[Model], variant: str, pretrained: bool = False, **kwargs: Any) -> Model:
-    """A registered model of this class, as timm builds it; without an img_size, for the input size of its cfg.
-
-    Raises:
-        RuntimeError: pretrained, and no weights are named; with the tags that name some.
-    """
-    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-    if pretrained and not (cfg.has_weights or cfg.state_dict) and (tags := list_pretrained(f"{variant}.*")):
-        raise RuntimeError(f"No pretrained weights exist for {variant} alone, but for {', '.join(tags)}")
-    kwargs.setdefault("img_size", cfg.input_size[-2:])
-    features = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter")
-    return build_model_with_cfg(cls, variant, pretrained, feature_cfg=features, **plain(kwargs))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from s4nd import S4ND
 
-from .isotropic import Isotropic, create_isotropic, isotropic_cfg
+from .isotropic import Isotropic
+from .isotropic_family import create_isotropic, isotropic_cfg
 from .shipped import shipped_cfg
 
 

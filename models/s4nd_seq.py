@@ -11,7 +11,8 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
-from .isotropic import Isotropic, create_isotropic, isotropic_cfg
+from .isotropic import Isotropic
+from .isotropic_family import create_isotropic, isotropic_cfg
 from .s4nd_iso import S4NDMixer
 
 STEPS = ("pixel", "value")

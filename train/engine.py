@@ -24,9 +24,10 @@ from .evaluate import Score, evaluate
 from .feed import Feed
 from .files import alone_in
 from .learner import Learner
-from .logs import RunLog, memory_mib, opening, summary_line
+from .logs import RunLog, opening, summary_line
 from .model import normalisation
 from .processes import Place, from_first, join, leave, sum_over_processes
+from .records import Records
 from .requests import STOP, Interrupted, Requests
 from .sharding import whole_weights
 from .splits import open_splits
@@ -86,6 +87,7 @@ class Trainer:
         majority: the answer that needs no image, of the training data.
         learner: the model, its averages and what updates them.
         feed: the batches that they see.
+        records: what the log says.
         epoch: epochs finished, over all stages.
         step: optimizer steps made, over all stages.
         position: how far the epoch has come that is not finished.
@@ -105,6 +107,7 @@ class Trainer:
         random_seed(config.seed)
         self.learner = Learner(config, self.classes, self.task, self.place)
         self.feed = Feed(config, self.splits, normalisation(self.learner.model), self.place)
+        self.records = Records(config, self.splits, self.task, self.majority, self.place)
         self.epoch = self.step = 0
         self.position, self.best = Position(), -math.inf
 
@@ -115,9 +118,8 @@ class Trainer:
             Interrupted: the run was asked to stop; its state is saved.
         """
         log = RunLog(folder, self.epoch, self.step, self.config) if self.place.rank == 0 else None
-        about = self.about()
-        if log is not None and about:
-            print(opening(about, self.task.metric, self.splits.judge), flush=True)
+        if log is not None and self.records.about:
+            print(opening(self.records.about, self.task.metric, self.splits.judge), flush=True)
         closing = contextlib.nullcontext() if log is None else contextlib.closing(log)
         with closing, Requests(self.config.save_every_minutes) as requests:
             for stage, epoch_of_stage in self.plan()[self.epoch :]:
@@ -128,8 +130,8 @@ class Trainer:
                 seconds = time.perf_counter() - start
                 score = self.test()
                 self.epoch += 1
-                record = self.epoch_record(loss, score) | {"seconds": seconds}
-                record |= {f"{self.unit()}_per_second": (images - images_before) / seconds} | about
+                record = self.records.epoch(self.epoch, self.learner, loss, score, self.feed.unreadable)
+                record |= self.records.rate(images - images_before, seconds) | self.records.about
                 self.end_epoch(folder, log, record, score)
                 requests.done()
 
@@ -144,35 +146,6 @@ class Trainer:
             save_state(folder, self.config, state)  # last: from here on the epoch counts as done
             print(summary_line(record, len(self.plan())), flush=True)
 
-    def about(self) -> dict:
-        """What the log says of the data and the task, beside each figure."""
-        sampling, noise = self.config.data.sampling(), self.config.data.noise
-        about: dict[str, Any] = {} if sampling is None else {"protocol": sampling.protocol()}
-        about |= {} if noise is None else {"noise": noise}
-        return about | self.task.about(self.majority, self.splits.judges.labels)
-
-    def unit(self) -> str:
-        """What is counted."""
-        return "images" if self.config.data.sampling() is None else "clips"
-
-    def epoch_record(self, loss: float, score: Score) -> dict:
-        """The epoch just finished, for the log."""
-        stage, judge = self.learner.stage, self.splits.judge
-        record: dict[str, Any] = {
-            "epoch": self.epoch,
-            "stage": stage,
-            "size": self.config.stages[stage].size,
-            "train_loss": loss,
-        }
-        record |= {
-            f"{judge}_loss": score.loss,
-            f"{judge}_{self.task.metric.key}": score.accuracy,
-            "lr": self.learner.lr(),
-        }
-        if unreadable := sum_over_processes([self.feed.unreadable], self.place.device)[0]:
-            record["unreadable"] = int(unreadable)
-        return record
-
     def between_steps(self, folder: Path, log: RunLog | None, requests: Requests) -> None:
         """After each step: log it, save the state, or stop, where that is due."""
         config = self.config
@@ -180,7 +153,7 @@ class Trainer:
             bad, loss, grad_norm = self.learner.steps().read()
             self.check_finite(bad)
             if log is not None:
-                log.write_step(self.step_record(loss, grad_norm))
+                log.write_step(self.records.step(self.step, self.epoch + 1, self.learner, loss, grad_norm))
         wish = requests.agreed()
         if wish or (config.save_every_steps and self.position.steps % config.save_every_steps == 0):
             self.check_finite()  # NaN must not take the place of a good state
@@ -212,7 +185,7 @@ class Trainer:
         self.learner.model.train()
         update, position, begin = self.learner.steps(), self.position, self.position.batches
         update.begin(position.loss_sum, position.images)
-        self.logged = time.perf_counter(), position.images
+        self.records.begin(position.images)
         for consumed, images, labels in self.feed.batches(self.learner.stage, self.epoch, position):
             self.learner.schedule.step_update(epoch_of_stage * self.steps_per_epoch + position.steps)
             self.train_step(images, labels)
@@ -245,15 +218,6 @@ class Trainer:
                 f"the loss is not finite at {at}, in epoch {self.epoch + 1}; the checkpoints of the last "
                 "good epoch are kept. A smaller optim.lr, or optim.clip_grad=1, may help"
             )
-
-    def step_record(self, loss: float, grad_norm: float) -> dict:
-        """The step just made, for the log."""
-        update, (time_before, images_before) = self.learner.steps(), self.logged
-        record = {"step": self.step, "epoch": self.epoch + 1, "loss": loss, "lr": self.learner.lr()}
-        record |= {"grad_norm": grad_norm, "memory_mib": memory_mib(self.place.device)}
-        self.logged = time.perf_counter(), update.images
-        rate = (update.images - images_before) / (self.logged[0] - time_before)
-        return record | {"images_per_second": self.place.world_size * rate}
 
     def test(self) -> Score:
         """Score of `weights()` on `judges`, at the size of the stage."""

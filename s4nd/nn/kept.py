@@ -11,24 +11,23 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from s4nd.nn.kernels import SSMKernel
-
-if TYPE_CHECKING:
-    from s4nd.nn.s4nd import S4ND
+from s4nd.nn.sampling import SampledModule
+from s4nd.ops import autodiff
 
 # Kept values of a layer: a grid or two, each in a few precisions, or those of recurrent mode.
 ENTRIES = 8
 
 _numbers = itertools.count()
-_layers: "weakref.WeakValueDictionary[int, S4ND]" = weakref.WeakValueDictionary()
+_layers: "weakref.WeakValueDictionary[int, KeepingModule]" = weakref.WeakValueDictionary()
 
 
-def layer_of_number(number: int) -> "S4ND":
+def layer_of_number(number: int) -> "KeepingModule":
     """The layer that a `Kept` of this number belongs to."""
     return _layers[number]
 
@@ -64,7 +63,7 @@ class Kept:
         self._made: tuple[Numbers | None, dict[Hashable, Any]] = None, {}  # replaced as a whole: readers need no lock
         self._frozen, self._lock = 0, threading.Lock()
 
-    def belong_to(self, layer: "S4ND") -> None:
+    def belong_to(self, layer: "KeepingModule") -> None:
         """Of a new layer, or of a copy of one."""
         _layers[int(self.number)] = layer
 
@@ -111,6 +110,47 @@ class Kept:
 
     def __reduce__(self) -> tuple:
         return Kept, (self.latest,)
+
+
+class KeepingModule(SampledModule):
+    """A module that keeps, in evaluation, what follows from its parameters and settings. Its `kept` is made, and told to belong
+    to it, when the parameters are there."""
+
+    kept: Kept
+
+    def _numbers(self) -> Numbers | None:
+        """All that what is kept follows from."""
+        raise NotImplementedError
+
+    def evaluate(self, u: Tensor) -> Tensor:
+        """What `forward` gives without gradients, by what is kept."""
+        raise NotImplementedError
+
+    def kept_or_computed(self, key: tuple, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, a function of the parameters and settings; in evaluation it is kept."""
+        # A promise that the weights stay says nothing of the sampling, which is a setting: it belongs to the key.
+        key = self.sampling, *key
+        return self.kept.get_or_compute(key, self._numbers, compute) if self._is_still() else compute()
+
+    def _is_still(self) -> bool:
+        """Whether what follows from the parameters alone may be kept: nothing asks for their gradients or traces them."""
+        if self.training or torch.compiler.is_compiling() or autodiff.is_transformed():
+            return False
+        # A replica of DataParallel has its parameters as plain attributes.
+        replica = getattr(self, "_is_replica", False)
+        return not torch.is_grad_enabled() or not (replica or any(p.requires_grad for p in self.parameters()))
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.kept.belong_to(self)
+
+    def train(self, mode: bool = True) -> "KeepingModule":
+        self.kept.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "KeepingModule":
+        self.kept.clear()
+        return super()._apply(fn, recurse)
 
 
 def _plainly(compute: Callable[[], Any]) -> Any:

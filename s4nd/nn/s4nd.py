@@ -10,7 +10,7 @@ Shapes: B batch, H channels (d_model), C output channels per input channel, R ra
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from s4nd.conv import ALGORITHMS, separable_conv
 from s4nd.conv.pooling import average_pool
 from s4nd.nn.axis_kernels import AxisKernels
-from s4nd.nn.kept import Kept, Numbers, numbers_of
+from s4nd.nn.kept import KeepingModule, Kept, Numbers, numbers_of
 from s4nd.nn.kernels import KERNELS
 from s4nd.nn.plan import Kernels, Plan, make_plan
 from s4nd.nn.recurrent import step
 from s4nd.nn.sampling import Sampling, per_axis, positive
-from s4nd.ops import BACKENDS, autodiff
+from s4nd.ops import BACKENDS
 from s4nd.ops.precision import autocast_dtype, without_autocast
 
 NOT_SCRIPTABLE = (
@@ -33,7 +33,7 @@ NOT_SCRIPTABLE = (
 )
 
 
-class S4ND(AxisKernels):
+class S4ND(AxisKernels, KeepingModule):
     """(B, H, n_1, ..., n_D) -> (B, H * channels, n_1, ..., n_D), for any sizes n_i; with pooling n_i // pool_i.
 
     Arguments marked * are one value or one per axis.
@@ -148,20 +148,6 @@ class S4ND(AxisKernels):
         """
         return self.kept_or_computed(("lags", axis, n), lambda: self._compute_lags(axis, n))
 
-    def kept_or_computed(self, key: tuple, compute: Callable[[], Any]) -> Any:
-        """What `compute` returns, a function of the layer's parameters and settings; in evaluation it is kept, see kept.py."""
-        # A promise that the weights stay says nothing of the sampling, which is a setting: it is a part of the key.
-        key = self.sampling, *key
-        return self.kept.get_or_compute(key, self._numbers, compute) if self._is_still() else compute()
-
-    def _is_still(self) -> bool:
-        """Whether what follows from the parameters alone may be kept: nothing asks for their gradients or traces them."""
-        if self.training or torch.compiler.is_compiling() or autodiff.is_transformed():
-            return False
-        # A replica of DataParallel has its parameters as plain attributes.
-        replica = getattr(self, "_is_replica", False)
-        return not torch.is_grad_enabled() or not (replica or any(p.requires_grad for p in self.parameters()))
-
     def _numbers(self) -> Numbers | None:
         """All that the kernels and the skip follow from."""
         shape = self.d_model, self.rank, self.channels, self.out_channels, self.bidirectional, self.pool
@@ -275,18 +261,6 @@ class S4ND(AxisKernels):
             return y[:, 0] if self.channels == 1 else y.flatten(1, 2)
         y = y.sum(2, dtype=y.dtype)  # left to choose, autocast on CUDA takes float32
         return y.unflatten(1, (self.out_channels, self.channels)).transpose(1, 2).flatten(1, 2)
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self.kept.belong_to(self)
-
-    def train(self, mode: bool = True) -> "S4ND":
-        self.kept.clear()
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "S4ND":
-        self.kept.clear()
-        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         names = ["d_model", "ndim", "d_state", "rank", "channels", "out_channels", "bidirectional", "base_size"]
