@@ -80,8 +80,8 @@ class ChannelsGLU(nn.Module):
 class _InItsDtype:
     """A convolution that takes its input in the dtype of its weight.
 
-    The kernels of an S4ND stem are float32 in every model, and a model's first parameters: who asks these for the model's dtype,
-    as transformers does, gives a model in half precision float32 images.
+    The kernels of an S4ND stem are the model's first parameters, and float32 in every model: what asks these for the dtype, as
+    transformers does, gives a model in half precision float32 images.
     """
 
     def forward(self: Any, x: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from tests.small import build
 
 pytest.importorskip("pytorch_grad_cam", reason="needs pytorch-grad-cam: pip install grad-cam")
 
-from pytorch_grad_cam import EigenCAM, GradCAM, HiResCAM, LayerCAM  # noqa: E402
-from pytorch_grad_cam.utils.image import scale_cam_image  # noqa: E402
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: E402
+from pytorch_grad_cam import EigenCAM, GradCAM, HiResCAM, LayerCAM
+from pytorch_grad_cam.utils.image import scale_cam_image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 CLASSES = [1, 3]  # of the two images
 
