@@ -71,6 +71,11 @@ class S4NDConvNeXt(ConvNeXt):
         declare_size(self, size, self._grids(size))
         self.img_size = size
 
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
+        """As timm's, in the model's dtype; timm takes that of its first parameter, which in an S4ND stem is float32."""
+        super().reset_classifier(num_classes, global_pool, reset_other)
+        self.head.fc.to(self.stem[-1].weight.dtype)
+
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay, for timm's optimizer factory."""

@@ -77,9 +77,31 @@ class ChannelsGLU(nn.Module):
         return y
 
 
-def _pointwise_glu(in_chs: int, out_chs: int, ndim: int, **dd: Any) -> tuple[nn.Module, nn.Module]:
+class _InItsDtype:
+    """A convolution that takes its input in the dtype of its weight.
+
+    The kernels of an S4ND stem are the model's first parameters, and float32 in every model: what asks these for the dtype, as
+    transformers does, gives a model in half precision float32 images.
+    """
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self._conv_forward(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class StemConv2d(_InItsDtype, nn.Conv2d):
+    """After the S4ND layer of a stem over images."""
+
+
+class StemConv3d(_InItsDtype, nn.Conv3d):
+    """After the S4ND layer of a stem over clips."""
+
+
+CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+STEM_CONV: dict[int, type[nn.Module]] = {2: StemConv2d, 3: StemConv3d}
+
+
+def _pointwise_glu(conv: type[nn.Module], in_chs: int, out_chs: int, **dd: Any) -> tuple[nn.Module, nn.Module]:
     """A linear map of the channels and a gated linear unit, (B, in_chs, ...) -> (B, out_chs, ...)."""
-    conv = nn.Conv2d if ndim == 2 else nn.Conv3d
     return conv(in_chs, 2 * out_chs, 1, **dd), ChannelsGLU()
 
 
@@ -97,7 +119,7 @@ def s4nd_stem(
     ndim, width = len(size), int(model.feature_info[0]["num_chs"])  # type: ignore[call-overload]  # timm's dicts
     return (
         S4ND(model.in_chans, ndim, out_channels=channels, base_size=size, pool=pool, **layer),
-        *_pointwise_glu(channels, width, ndim, **_factory(layer)),
+        *_pointwise_glu(STEM_CONV[ndim], channels, width, **_factory(layer)),
         model.stem[-1],
     )
 
@@ -116,7 +138,7 @@ def put_layers(stages: Iterable[Any], grids: Sequence[Grid], downsample: str, **
             stage.downsample = nn.Sequential(
                 norm,
                 S4ND(conv.in_channels, ndim, base_size=before, pool=conv.stride, **layer),
-                *_pointwise_glu(conv.in_channels, conv.out_channels, ndim, **dd),
+                *_pointwise_glu(CONV[ndim], conv.in_channels, conv.out_channels, **dd),
             )
         for block in stage.blocks:
             block.conv_dw = S4ND(block.conv_dw.in_channels, ndim, base_size=grid, **layer)

@@ -1,10 +1,13 @@
 """Run folders made up in milliseconds: the checkpoint of a model as drawn, a log, and figures that nobody measured."""
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from s4nd.train.about import of_weights
 from s4nd.train.checkpoint import Meta, save_checkpoint
-from s4nd.train.config import load_config
+from s4nd.train.config import config_from_dict, load_config
 from s4nd.train.model import build_model
 from s4nd.train.resolution import Curve, read_curves, save_curves
 
@@ -36,6 +39,28 @@ def write_weights(folder: Path, *overrides: str, model: str = "s4nd_iso_tiny", e
     config = load_config(ROOT / f"configs/photos/{model}.yaml", [*SMALL, f"out={folder}", *overrides])
     meta = Meta(epoch=epoch, stage=0, accuracy=0.5, classes=["a", "b"], weights=weights)
     save_checkpoint(folder / "last.safetensors", build_model(config, 2).state_dict(), config, meta)
+
+
+def write_checkpoint(
+    path: Path,
+    name: str,
+    args: dict[str, Any],
+    size: int,
+    classes: list[str],
+    *,
+    data: dict[str, Any] | None = None,
+    stage: dict[str, Any] | None = None,
+    state: dict[str, torch.Tensor] | None = None,
+    **about,
+) -> Path:
+    """The checkpoint of any model, as drawn or with this state; returns its path. `about` goes to its Meta."""
+    torch.manual_seed(0)
+    tree = {"model": {"name": name, "args": args}, "stages": [{"size": size, **(stage or {})}], "data": data or {}}
+    config = config_from_dict(tree, "the test")
+    path.parent.mkdir(exist_ok=True)
+    meta = Meta(**{**dict(epoch=3, stage=0, accuracy=0.625, classes=classes, weights="model"), **about})
+    save_checkpoint(path, state or build_model(config, len(meta.classes)).state_dict(), config, meta)
+    return path
 
 
 def evaluate(

@@ -69,12 +69,21 @@ def reference(path):
 FILES = {
     "docs/guide/deployment.md": {"runs/NAME/best.safetensors": checkpoint},
     "docs/guide/images.md": {"runs/NAME/best.safetensors": checkpoint},
+    "docs/guide/neighbours.md": {"runs/NAME/best.safetensors": checkpoint},
     "docs/guide/training.md": {"CONFIG.yaml": config},
     "docs/migration.md": {"REFERENCE.ckpt": reference},
 }
 # Packages that the blocks of a page need beside the library's own.
 NEEDED = {
     "docs/guide/deployment.md": ("onnx", "onnxscript", "onnxruntime"),
+    "docs/guide/neighbours.md": (
+        "transformers",
+        "segmentation_models_pytorch",
+        "pytorch_grad_cam",
+        "captum",
+        "torchao",
+        "skimage",
+    ),
     "docs/guide/training.md": ("skimage",),
 }
 # Blocks that are not run: {(page, number of the block): why}.
@@ -103,6 +112,7 @@ def test_every_block_is_of_a_language_that_is_checked(page):
 @pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is (deprecated|not supported):FutureWarning")
 @pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients:UserWarning:captum")
 def test_blocks_of_python_run_one_after_the_other(page, tmp_path, monkeypatch):
     for package in NEEDED.get(page, ()):
         pytest.importorskip(package, reason=f"blocks of {page} need {package}")

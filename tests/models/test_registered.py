@@ -276,6 +276,16 @@ def test_bf16_autocast_errs_by_roundings_only(name):
     assert_close(logits.float(), model(x), roundings * 2.0**-9)
 
 
+def test_model_in_half_precision_takes_images_of_the_dtype_of_its_first_parameter(name):
+    """By which transformers asks a model for its dtype, and timm for that of a new classifier."""
+    model = small(name).eval().bfloat16()
+    for classes in (0, 5):
+        model.reset_classifier(classes)
+    assert {p.dtype for p in model.get_classifier().parameters()} == {torch.bfloat16}
+    logits = model(images(*sizes(name)[0]).to(next(model.parameters()).dtype))
+    assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
+
+
 def test_channels_last_computes_the_same(name):
     model, x = small(name).eval().to(F64), images(*sizes(name)[1], dtype=F64)
     expected = model(x)

@@ -1,4 +1,5 @@
-"""Folders of `s4nd export --hub` against the model of the checkpoint: through timm and transformers; what is refused."""
+"""Folders of `s4nd export --hub` against the model of the checkpoint, through timm (tests/neighbours has transformers); what is
+refused."""
 
 import json
 import re
@@ -18,6 +19,7 @@ from s4nd.train.config import config_from_dict, config_to_dict, load_config
 from s4nd.train.model import build_model
 from s4nd.train.resolution import Curve, save_curves
 from s4nd.train.state import EXEMPT, flatten
+from tests.made_runs import write_checkpoint
 
 CLASSES = ["cat", "dög"]
 STAGES = dict(depths=[1, 1, 1, 1], dims=[4, 8, 12, 16])
@@ -36,17 +38,10 @@ MODELS = {
 def checkpoint(tmp_path):
     """checkpoint(model=key of MODELS, data={}, stage={}, args={}, **of Meta) -> path of an untrained model's checkpoint."""
 
-    def write(model="iso", data=None, stage=None, args=None, **about):
-        torch.manual_seed(0)
+    def write(model="iso", args=None, **more):
         name, own, size = MODELS[model]
-        stages = [{"size": size, **(stage or {})}]
-        tree = {"model": {"name": name, "args": {**own, **(args or {})}}, "stages": stages, "data": data or {}}
-        config = config_from_dict(tree, "the test")
         path = tmp_path / "run" / "last.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        meta = Meta(**{**dict(epoch=3, stage=0, accuracy=0.625, classes=CLASSES, weights="model"), **about})
-        save_checkpoint(path, build_model(config, len(meta.classes)).state_dict(), config, meta)
-        return path
+        return write_checkpoint(path, name, {**own, **(args or {})}, size, more.pop("classes", CLASSES), **more)
 
     return write
 
@@ -101,18 +96,6 @@ def test_grey_model_says_its_one_channel(checkpoint, tmp_path):
     cfg = read(folder)["pretrained_cfg"]
     assert (cfg["input_size"], len(cfg["mean"]), len(cfg["std"])) == ([1, 8, 8], 1, 1)
     assert "of grey images" in (folder / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("model", ["iso", "convnext", "vit"])
-def test_transformers_loads_the_folder_and_it_answers_as_the_checkpoint(checkpoint, tmp_path, model):
-    transformers = pytest.importorskip("transformers", reason="needs transformers, whose TimmWrapper reads the folder")
-    path, size = checkpoint(model, stage={"bandlimit": 0.5}), MODELS[model][2]
-    folder = export_hub(path, tmp_path / "hub")
-    found, expected = transformers.AutoModelForImageClassification.from_pretrained(folder).eval(), load_model(path)[0]
-    for n in (size, size + 16):
-        assert torch.equal(found(images(n, n)).logits, expected(images(n, n)))
-    assert found.config.id2label == dict(enumerate(CLASSES))
-    assert found.config.problem_type == "single_label_classification"
 
 
 @pytest.mark.parametrize(("task", "majority"), [("single-label", []), ("multi-label", [0, 1])])
