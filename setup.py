@@ -71,6 +71,16 @@ setup(
         "hf": ["datasets>=4.0"],  # the first that runs no code of a data set
         "demo": ["scikit-image>=0.22", "matplotlib>=3.8", "pyarrow>=15.0"],
         "wandb": ["wandb>=0.31"],  # with an end to waiting for the network
+        "examples": [
+            "scikit-image>=0.22",
+            "matplotlib>=3.8",
+            "av>=17.0",
+            "onnx>=1.17",
+            "onnxscript>=0.3",
+            "onnxruntime>=1.20",
+            "segmentation-models-pytorch>=0.5",
+            "grad-cam>=1.5",
+        ],
         "docs": ["mkdocs-material>=9.7", "mkdocstrings-python>=2.0", "ruff>=0.6"],  # ruff wraps signatures
         "dev": [
             "av>=17.0",

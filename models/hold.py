@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
+from s4nd import S4ND
 from s4nd.conv import REGRID
 from s4nd.nn.sampling import SampledModule, Sampling
 
@@ -154,8 +155,9 @@ def hold_convolutions(model: nn.Module, size: int | Sequence[int]) -> list[str]:
     weight = next(model.parameters())
     if hasattr(model, "pretrained_cfg"):  # timm's; their first convolution may stand after other layers
         channels = get_model_input_config(model)["input_size"][0]
-    else:
-        channels = next(iter(convolutions.values())).in_channels
+    else:  # not of the first that is held: other layers may stand before it
+        first = next(module for module in model.modules() if isinstance(module, S4ND | nn.Conv2d))
+        channels = first.d_model if isinstance(first, S4ND) else first.in_channels
     training = model.training
     try:
         model.eval()(torch.zeros(1, channels, height, width, dtype=weight.dtype, device=weight.device))

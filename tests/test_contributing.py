@@ -87,7 +87,7 @@ def test_deprecation_of_the_example_warns_in_the_name_of_its_caller():
 def test_what_it_tells_to_run_and_to_read_is_there():
     names = {entry["name"] for entry in yaml.safe_load((ROOT / "tests/mutations.yaml").read_text(encoding="utf-8"))}
     assert set(re.findall(r'mutate\.py --only "(.*?)"', TEXT)) <= names
-    paths = re.findall(r"`((?:s4nd|models|train|tests|tools|\.ci)(?:/[\w.]+)*/?)`", TEXT)
+    paths = re.findall(r"`((?:s4nd|models|train|tests|tools|examples|\.ci)(?:/[\w.]+)*/?)`", TEXT)
     assert len(paths) > 15 and [path for path in paths if not (ROOT / path).exists() and path != "s4nd"] == []
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/nn/kernels").glob("test_*.py"))
     named = re.findall(r"`((?:test|dense)_\w+)`", TEXT)

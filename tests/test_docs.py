@@ -194,7 +194,7 @@ def commands(page):
 
 
 def program_of(words):
-    """(program, its arguments): "s4nd", a file of tools/, or the first word."""
+    """(program, its arguments): "s4nd", a file of tools/ or examples/, or the first word."""
     if words[0] == "torchrun":
         module = words.index("-m")
         start, rest = words[1:module], words[module + 2 :]
@@ -245,13 +245,15 @@ def test_commands_are_taken_by_the_programs_they_call(page, parse, trained):
                 assert timm.is_model(args.model)
             assert {*runs_of(args)} <= runs, f"no command before trains these: {' '.join(words)}"
         else:
-            assert re.fullmatch(r"tools/\w+\.py", program), f"no way to check {' '.join(words)}"
+            assert re.fullmatch(r"(tools|examples)/\w+\.py", program), f"no way to check {' '.join(words)}"
             args = parse(program, argv)
             if program == "tools/bench_processes.py":
                 load_config(ROOT / args.config, args.overrides)
         for word in argv:
             name = word.rpartition("=")[2]
-            if re.match(r"(configs|docs|tools|tests)/", name):  # of what is written the folder, or what it begins with
+            if re.match(
+                r"(configs|docs|tools|examples|tests)/", name
+            ):  # of what is written the folder, or what it begins with
                 assert [*ROOT.glob(f"{name}*")], f"no {name}: {' '.join(words)}"
 
 
@@ -267,7 +269,7 @@ def test_table_of_extras_is_that_of_the_package():
 
 def ordered(names):
     """As the table has them: first what runs, then what only the house needs."""
-    first = ["demo", "video", "onnx", "keops", "wds", "hf", "wandb", "dev", "docs"]
+    first = ["demo", "video", "onnx", "keops", "wds", "hf", "wandb", "examples", "dev", "docs"]
     assert {*first} == {*names}
     return first
 
@@ -275,7 +277,7 @@ def ordered(names):
 # Links and names
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-PATH = re.compile(r"`((?:s4nd|models|train|tests|tools|configs|docs)/[\w./-]+)`")
+PATH = re.compile(r"`((?:s4nd|models|train|tests|tools|examples|configs|docs)/[\w./-]+)`")
 
 
 def prose(page):

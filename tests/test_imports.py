@@ -1,6 +1,7 @@
 """Import statements against the one-way rule of the layers, and `import s4nd` against what it loads."""
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -24,7 +25,13 @@ LAYERS = {
 LIGHT = {"torch", "numpy", "einops"}  # all that the layer itself needs
 THIRD_PARTY = {layer: LIGHT for layer in LAYERS}
 THIRD_PARTY |= {"s4nd.models": LIGHT | {"timm", "torchvision", "safetensors"}, "s4nd.train": None}
-NEVER = {"tools", "tests", "models", "train"}  # scripts, tests, and packages under a name that is not theirs
+NEVER = {
+    "tools",
+    "examples",
+    "tests",
+    "models",
+    "train",
+}  # scripts, tests, and packages under a name that is not theirs
 BACKENDS = {"triton", "pykeops"}  # inside functions of s4nd/ops/_*.py and nowhere else, but:
 # Triton compiles decorated functions, so a module of them imports it at its top, and is itself imported inside functions only.
 DECORATED = re.compile(r"s4nd\.(ops|conv)\._triton\w*")
@@ -155,3 +162,30 @@ def test_folder_under_another_name_is_refused(name):
     done = run(f"import {name}")
     assert done.returncode != 0
     assert f"ImportError: this package is s4nd.{name}, got imported as '{name}'" in done.stderr
+
+
+def is_public(name):
+    """A package, or a name that the `__all__` of a public package or module has."""
+    package, _, leaf = name.rpartition(".")
+    if name in ("s4nd", "s4nd.models", "s4nd.train"):
+        return True
+    return is_public(package) and leaf in getattr(importlib.import_module(package), "__all__", ()) if package else False
+
+
+def private_names(source):
+    """What of s4nd a script imports or looks up that may change without notice."""
+    tree = ast.parse(source)
+    names = {name for name, _ in imports(tree, "script", False)}
+    names |= {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return sorted(name for name in names if f"{name}.".startswith("s4nd.") and not is_public(name))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_use_public_names_alone(path):
+    assert private_names(path.read_text(encoding="utf-8")) == []
+
+
+def test_private_names_are_found():
+    source = "import s4nd.models\nfrom s4nd.nn.resolution import layers\ns4nd.models.stream(s4nd.nn.kept)"
+    assert private_names(source) == ["s4nd.nn", "s4nd.nn.kept", "s4nd.nn.resolution.layers"]
+    assert private_names("from s4nd.train.data import Photos\nimport s4nd\ns4nd.S4ND(3)") == []

@@ -20,7 +20,7 @@ import s4nd.models  # registers S4ND's models with timm
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"]
-PACKAGING = ["setup.py", "pyproject.toml", "MANIFEST.in", *PAGES, "s4nd", "models", "train"]
+PACKAGING = ["setup.py", "pyproject.toml", "MANIFEST.in", *PAGES, "s4nd", "models", "train", "examples"]
 LINKS = ("models", "train")
 IMPORT_ALL = """
 import importlib, pkgutil, s4nd
@@ -128,6 +128,7 @@ def test_source_distribution_is_the_same_whether_or_not_the_checkout_has_links(s
     names = names_in(build("sdist", copied(tmp_path, links=True), tmp_path / "dist"))
     assert names == names_in(sdist)
     assert {"README.md", "LICENSE", "s4nd/nn/s4nd.py", "models/__init__.py", "train/commands/doctor/trial.py"} <= names
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py")} <= names
     assert [name for name in names if name.startswith("tests/")] == []
 
 

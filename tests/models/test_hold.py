@@ -125,6 +125,13 @@ def test_network_that_does_not_begin_with_a_convolution_is_held(downsample, in_c
     assert model(torch.randn(1, in_chans, 48, 48)).isfinite().all()
 
 
+@pytest.mark.parametrize("first", [s4nd.S4ND(2, base_size=8), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)])
+def test_model_that_is_not_timms_sees_the_channels_that_its_first_layer_takes(first):
+    model = nn.Sequential(first, nn.Conv2d(2, 6, 1), nn.Conv2d(6, 4, 3, padding=1))
+    assert hold_convolutions(model, 8) == ["2"]
+    assert model[2].base_size == (8, 8)
+
+
 def test_grid_travels_with_the_weights_and_is_not_dropped_in_silence():
     model = timm.create_model("conv_iso_tiny", img_size=8)
     plain, other = copy.deepcopy(model), copy.deepcopy(model)

@@ -214,4 +214,5 @@ def test_every_extra_and_required_package_is_tried():
     assert {"torch", "timm", "einops"} <= {re.match(r"[\w-]+", r).group() for r in required}
     assert "pip install 's4nd[video]'" in {o.partition(": ")[2] for o in optional if o.startswith("av>=")}
     extras = {o.partition(": ")[2] for o in optional}
-    assert extras == {f"pip install 's4nd[{e}]'" for e in ("video", "keops", "onnx", "wds", "hf", "demo", "wandb")}
+    names = ("video", "keops", "onnx", "wds", "hf", "demo", "wandb", "examples")
+    assert extras == {f"pip install 's4nd[{name}]'" for name in names}
