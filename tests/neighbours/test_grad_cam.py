@@ -85,16 +85,6 @@ def test_maps_are_those_of_the_formula(name, method, number):
         assert min((found - shown(sign * raw, size))[i].abs().max() for sign in signs) < 1e-4
 
 
-def test_maps_of_a_model_of_tokens_need_the_transform():
-    """Else the height of the grid is taken for channels; the shapes say so."""
-    model = build("s4nd_vit_tiny_patch16_224", dtype=torch.float32)
-    x = torch.randn(2, 3, 24, 48)
-    shapes = []
-    model.blocks[-1].register_forward_hook(lambda module, args, y: shapes.append(y.shape))
-    model(x)
-    assert shapes == [(2, 3, 6, 8)] and channels_first(torch.empty(shapes[0])).shape == (2, 8, 3, 6)
-
-
 def test_maps_take_no_gradient_of_the_model_away():
     model = build("s4nd_iso_tiny", dtype=torch.float32)
     with GradCAM(model=model, target_layers=[model.blocks[-1]]) as cam:

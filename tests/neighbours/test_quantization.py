@@ -36,7 +36,7 @@ of_torch = [
 
 
 def model_in_float(name, seed=1):
-    """In another way to other sizes than it is built with, which has to survive."""
+    """With another resampling method than it is built with, which has to survive."""
     model = build(name, seed, F32)
     s4nd.set_resample(model, "dilate")
     return model

@@ -97,7 +97,7 @@ def test_unet_takes_any_size_and_others_say_which():
 
 @every_encoder
 def test_saved_network_answers_the_same_at_every_size(name, tmp_path):
-    """Another way to other sizes and a bandlimit than the config of the folder says, which has no word for them."""
+    """Another resampling method and bandlimit than the config of the folder says, which has no word for them."""
     net, sizes = network("Unet", name).eval(), [(64, 64), LARGER]
     before = [net(images(*size)) for size in sizes]
     s4nd.set_resample(net, "dilate" if name == "s4nd_convnext_tiny" else "continuous")

@@ -103,7 +103,7 @@ def test_folder_of_a_shipped_tag_answers_as_the_tag(tmp_path, tag):
 
 @every_model
 def test_what_is_saved_answers_the_same_in_transformers_and_in_timm(hub, tmp_path, model):
-    """Another trained size, way to other sizes and bandlimit than the folder had."""
+    """Another trained size, resampling method and bandlimit than the folder had."""
     folder, _ = hub(model)
     net = classifier(folder)
     before = answers(net, model)
