@@ -78,14 +78,17 @@ class ChannelsGLU(nn.Module):
 
 
 class _InItsDtype:
-    """A convolution that takes its input in the dtype of its weight.
+    """A convolution in half precision that takes float32 too.
 
     The kernels of an S4ND stem are the model's first parameters, and float32 in every model: what asks these for the dtype, as
     transformers does, gives a model in half precision float32 images.
     """
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        return self._conv_forward(x.to(self.weight.dtype), self.weight, self.bias)
+        # Other pairs of dtypes are refused, as by other convolutions.
+        if x.dtype == torch.float32 and self.weight.dtype.itemsize == 2:
+            x = x.to(self.weight.dtype)
+        return self._conv_forward(x, self.weight, self.bias)
 
 
 class StemConv2d(_InItsDtype, nn.Conv2d):

@@ -286,6 +286,12 @@ def test_model_in_half_precision_takes_images_of_the_dtype_of_its_first_paramete
     assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
 
 
+@pytest.mark.parametrize("own, given", [(torch.float32, F64), (F64, torch.float32)])
+def test_images_in_another_precision_are_refused_otherwise(name, own, given):
+    with pytest.raises(RuntimeError, match="type"):
+        small(name).eval().to(own)(images(*sizes(name)[0], dtype=given))
+
+
 def test_channels_last_computes_the_same(name):
     model, x = small(name).eval().to(F64), images(*sizes(name)[1], dtype=F64)
     expected = model(x)
