@@ -6,7 +6,6 @@ Accuracies are of 280 crops of 14 photographs: by chance 7 %, with a standard er
 import ast
 import os
 import re
-import resource
 import subprocess
 import sys
 from functools import cache
@@ -23,7 +22,6 @@ from s4nd.train.resolution import evaluate_sizes
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
-CPU_SECONDS = 60  # of a script, however busy the machine is
 LONGEST = 1800  # seconds
 STANDARD_ERROR = 3.0  # points
 EXPORTED = 1e-4  # of the largest logit: what `s4nd export` asks of a file
@@ -59,7 +57,6 @@ def call(name, folder, *path):
         capture_output=True,
         text=True,
         timeout=LONGEST,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS)),
     )
 
 

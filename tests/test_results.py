@@ -14,6 +14,7 @@ PAGES = sorted(path for path in RESULTS.glob("*.md") if path.name != "README.md"
 TABLE = re.compile(r"<!-- (table|runs):(\w+) -->\n(.*?)\n<!-- /\1 -->", re.DOTALL)
 AGAINST = {  # columns that are no sizes
     "scifar": "model.args.disc",
+    "motion_folds": "data.motion",
     "bandlimit_8": "stages.0.bandlimit",
     "bandlimit_32": "stages.0.bandlimit",
 }
