@@ -4,7 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint types docs
+LOWEST := .venv-lowest
+# What of the suite shows in minutes that the lowest versions do: the mathematics and the layer whole; of the models the
+# contract with timm, the shipped weights and their answers, and deployment; of training every key of a config, and runs.
+LOWEST_TESTS := tests/ssm tests/conv tests/nn tests/ops tests/models
+
+.PHONY: demo test lowest lint types docs
 
 # Train on photographs at 16 x 16, then see what is left at 16 to 64: S4ND beside its convolutional twin.
 demo: .venv/demo.stamp
@@ -19,6 +24,10 @@ $(DEMO)/%/last.safetensors:
 # Two processes of one thread each: the tests are many small computations, and torch's threads would only wait for each other.
 test: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+# With the lowest versions that setup.py allows, in an environment of their own. Tests of optional packages skip there.
+lowest: $(LOWEST)/stamp
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -q $(LOWEST_TESTS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
@@ -45,4 +54,10 @@ docs: .venv/docs.stamp
 
 .venv/docs.stamp: setup.py pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[docs]"
+	touch $@
+
+$(LOWEST)/stamp: setup.py tools/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) tools/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt -e . pytest pytest-xdist hypothesis
 	touch $@
