@@ -4,7 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint types docs
+LOWEST := .venv-lowest
+# What the lowest versions are for, in a few minutes: the mathematics, the layer, the models with timm's contract and the shipped
+# weights, and all methods of saving; LOWEST_TESTS="tests/nn tests/models" is more. Left out, by the tests' names: what the
+# compilers of the newest torch and Triton can do, and what only newer torch can (CUDA without a device; DCP without a warning;
+# gradients of single steps of `s4`).
+LOWEST_TESTS := tests/ssm tests/conv tests/ops tests/nn/kernels tests/nn/test_s4nd.py tests/nn/test_golden_layer.py tests/nn/test_sampling.py \
+	tests/nn/test_resample.py tests/models/test_registered.py tests/models/test_timm_workflows.py tests/models/test_sampling_travels.py \
+	tests/models/test_shipped.py
+NEWER := cuda or triton or fused or compile or export or program or DCP or five_steps or nothing_tells
+
+.PHONY: demo test lowest lint types docs
 
 # Train on photographs at 16 x 16, then see what is left at 16 to 64: S4ND beside its convolutional twin.
 demo: .venv/demo.stamp
@@ -19,6 +29,10 @@ $(DEMO)/%/last.safetensors:
 # Two processes of one thread each: the tests are many small computations, and torch's threads would only wait for each other.
 test: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+# With the lowest versions that setup.py allows, in an environment of their own. Tests of optional packages skip there.
+lowest: $(LOWEST)/stamp
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -q -k "not ($(NEWER))" $(LOWEST_TESTS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
@@ -45,4 +59,10 @@ docs: .venv/docs.stamp
 
 .venv/docs.stamp: setup.py pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[docs]"
+	touch $@
+
+$(LOWEST)/stamp: setup.py tools/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) tools/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt -e . pytest pytest-xdist hypothesis
 	touch $@

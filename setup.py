@@ -11,13 +11,19 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 INIT = HERE / "s4nd" / "__init__.py"
 VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"), re.MULTILINE).group(1)
+# A package index shows the README alone: its links and images within the repository would lead nowhere there.
+README = re.sub(
+    r"(!?)\[([^\]]*)\]\((?!https://)[^)]*\)",
+    lambda link: f"*Figure, in the repository: {link[2]}.*" if link[1] else link[2],
+    (HERE / "README.md").read_text(encoding="utf-8"),
+)
 FOLDERS = {"s4nd": "s4nd", "s4nd.models": "models", "s4nd.train": "train"}
 
 setup(
     name="s4nd",
     version=VERSION,
     description="S4ND: continuous global convolutions for images and videos, as PyTorch layers and timm models",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=README,
     long_description_content_type="text/markdown",
     author="The S4ND library's authors",
     project_urls={"Paper": "https://arxiv.org/abs/2210.06583"},
@@ -57,10 +63,10 @@ setup(
         "einops>=0.7",
         "omegaconf>=2.3",
         "pillow>=10.1",
-        "pyyaml>=6.0",
+        "pyyaml>=6.0.1",  # the first that can be built today
         "packaging>=22.0",
         "safetensors>=0.4.3",
-        "tensorboard>=2.16",
+        "tensorboard>=2.16.2",  # the first of its series that does not ask for nightly builds of TensorFlow
         "tqdm>=4.65",
     ],
     extras_require={

@@ -53,7 +53,7 @@ def stage_grids(img_size: tuple[int, int], patch_size: int = 4, stem_type: str =
                 found.append(tuple(x.shape[2:]))
         except RuntimeError:  # a convolution's, whose kernel is larger than its input
             return None
-        return found
+        return None if any(0 in grid for grid in found) else found  # torch 2.7 refuses nothing on the meta device
 
     found = grids(img_size)
     if found is None:

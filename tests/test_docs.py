@@ -1,4 +1,4 @@
-"""README and docs: blocks of Python run, commands are parsed by the programs that they call, links lead somewhere."""
+"""README and docs: blocks of Python run, commands are parsed by the programs that they call, names are there."""
 
 import argparse
 import importlib
@@ -7,7 +7,6 @@ import re
 import runpy
 import subprocess
 import sys
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -274,36 +273,9 @@ def ordered(names):
     return first
 
 
-# Links and names
+# Names
 
-LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"`((?:s4nd|models|train|tests|tools|examples|configs|docs)/[\w./-]+)`")
-
-
-def prose(page):
-    """The page without blocks and inline code."""
-    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", read(page)))
-
-
-def anchors(page):
-    """Of the headings, as the site's and GitHub's are made."""
-    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", read(page)), re.MULTILINE):
-        text = unicodedata.normalize("NFKD", re.sub(r"\]\([^)]*\)", "", heading))
-        yield re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", text).strip().lower())
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_to_pages_and_headings(page):
-    folder = (ROOT / page).parent
-    for link in LINK.findall(prose(page)):
-        if "://" in link:
-            continue
-        path, _, anchor = link.partition("#")
-        target = (folder / path).resolve() if path else ROOT / page
-        assert target.is_file(), f"{page} links to {link}"
-        assert not anchor or anchor in anchors(target.relative_to(ROOT)), f"{page} links to {link}"
-        if page != "README.md":  # the site holds nothing else
-            assert target.is_relative_to(DOCS), f"{page} links to {link}"
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -3,14 +3,12 @@
 import re
 from pathlib import Path
 
-import pytest
 import yaml
 from packaging.version import Version
 
 import s4nd
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 KINDS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
@@ -36,15 +34,6 @@ def test_citation_names_the_software_and_the_paper_and_leaves_the_version_to_the
     assert paper["title"].startswith("S4ND: Modeling Images and Videos") and paper["year"] == 2022
     assert [author["family-names"] for author in paper["authors"]][:3] == ["Nguyen", "Goel", "Gu"]
     assert paper["identifiers"] == [{"type": "other", "value": "arXiv:2210.06583"}]
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_links_of_a_page_lead_somewhere(name):
-    prose = re.sub(r"```.*?```", "", text(name), flags=re.DOTALL)
-    for link in re.findall(r"\]\((?!https://)(.*?)\)", prose):
-        file, _, anchor = link.partition("#")
-        headings = re.findall(r"^#+ (.*)$", text(file or name), re.MULTILINE)
-        assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings], link
 
 
 def test_a_bug_comes_with_what_doctor_says():

@@ -1,8 +1,9 @@
-"""The source distribution and its wheel, installed in an environment of its own, against the promise that s4nd works without
-the checkout, and comes of one that has no symbolic links."""
+"""What a release is: the source distribution and its wheel, installed in an environment of its own and used from empty folders,
+against the promise that s4nd works without the checkout, and comes of one that has no symbolic links."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,21 @@ PRETRAINED = """
 import json, timm, torch, s4nd.models
 models = {name: timm.create_model(name, pretrained=True).eval() for name in timm.list_pretrained("s4nd*")}
 print(json.dumps({name: [m.pretrained_cfg["file"], m(torch.ones(1, 3, 8, 8))[0].tolist()] for name, m in models.items()}))
+"""
+
+# The package as a program of a user's, which knows by timm alone what the models are.
+KNOWN = "import timm; print(*timm.list_pretrained('s4nd*'))"
+
+# A training of a moment on the photographs, which begins with weights that ship.
+SMALL = """
+data: {name: photos, train_limit: 96, test_limit: 64}
+model: {name: s4nd_iso_tiny}
+init: {weights: s4nd_iso_tiny.photos}
+stages: [{size: 16, epochs: 2}]
+schedule: {warmup_epochs: 0}
+batch_size: 32
+device: cpu
+out: run
 """
 
 pytestmark = pytest.mark.slow
@@ -132,13 +148,23 @@ def test_source_distribution_is_the_same_whether_or_not_the_checkout_has_links(s
     assert [name for name in names if name.startswith("tests/")] == []
 
 
+def check_page_of_an_index(page, readme):
+    """The README without what an index cannot show: every link leads out of the repository, and no word is lost."""
+    relative = re.compile(r"(!?)\[([^\]]*)\]\((?!https://)([^)]*)\)")
+    assert len(relative.findall(readme)) > 10 and not relative.search(page)
+    for mark, text, _ in relative.findall(readme):
+        assert (f"*Figure, in the repository: {text}.*" if mark else text) in page
+    assert re.findall(r"\]\((https://[^)]*)\)", page) == re.findall(r"\]\((https://[^)]*)\)", readme)
+    assert re.findall(r"^(?:#|```).*", page, re.MULTILINE) == re.findall(r"^(?:#|```).*", readme, re.MULTILINE)
+
+
 def test_metadata_are_valid_and_say_what_the_page_of_a_package_shows(wheel, sdist):
     """What `twine check` asks for, by the rules of the specification: each field is parsed as its version of it says."""
     folder = "-".join(wheel.name.split("-")[:2])
     raw = zipfile.ZipFile(wheel).read(f"{folder}.dist-info/METADATA")
     about = Metadata.from_email(raw, validate=True)
     assert about.description_content_type == "text/markdown"
-    assert about.description.strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
+    check_page_of_an_index(about.description.strip(), (ROOT / "README.md").read_text(encoding="utf-8").strip())
     assert (about.name, str(about.version)) == ("s4nd", s4nd.__version__)
     assert (about.license_expression or about.license) == "Apache-2.0"
     assert about.summary and about.author and "Typing :: Typed" in about.classifiers
@@ -182,3 +208,38 @@ def test_everything_imports_from_an_empty_directory(installed, tmp_path):
 
 def test_console_script_tells_the_version(wheel, installed, tmp_path):
     assert run(installed / "bin/s4nd", "--version", cwd=tmp_path) == f"s4nd {wheel.name.split('-')[1]}\n"
+
+
+def test_commands_run_from_an_empty_directory_and_know_what_ships(installed, tmp_path):
+    tags = timm.list_pretrained("s4nd*")
+    listed = run(installed / "bin/s4nd", "models", "--pretrained", cwd=tmp_path).splitlines()
+    assert [line.split()[0] for line in listed[1:]] == tags
+    (tmp_path / "script.py").write_text(KNOWN)
+    assert run(installed / "bin/python", "-m", "s4nd.models", "script.py", cwd=tmp_path).split() == tags
+
+
+def test_doctor_finds_the_installation_whole(installed, tmp_path):
+    *lines, last = run(installed / "bin/s4nd", "doctor", cwd=tmp_path).splitlines()
+    package = next(installed.glob("lib/python*/site-packages/s4nd"))
+    assert f"in {package}; a model runs at two sizes" in next(line for line in lines if " s4nd: " in line)
+    assert last == "0 faults"
+
+
+def test_shipped_weights_of_the_installed_package_answer_as_their_cards_say(installed, tmp_path):
+    """The tests of the weights themselves, run where the checkout is not."""
+    shutil.copy(ROOT / "tests/models/test_shipped.py", tmp_path)
+    options = ["-q", "-p", "no:cacheprovider", "-k", "not cifar10_is_answered"]  # whose images are no package's
+    printed = run(installed / "bin/python", "-m", "pytest", *options, "test_shipped.py", cwd=tmp_path)
+    assert re.search(r"^\d\d passed, 1 deselected", printed.splitlines()[-1])
+
+
+def test_training_and_evaluation_run_from_an_empty_directory(installed, tmp_path):
+    pytest.importorskip("skimage", reason="needs the extra: pip install 's4nd[demo]'")
+    (tmp_path / "small.yaml").write_text(SMALL)
+    run(installed / "bin/s4nd", "train", "small.yaml", cwd=tmp_path)
+    assert {"best.safetensors", "last.safetensors"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    printed = run(installed / "bin/s4nd", "eval", "run/last.safetensors", "--sizes", 16, 24, "--control", cwd=tmp_path)
+    accuracies = [float(number) for number in re.findall(r"\b\d+\.\d\b", printed)]
+    assert (
+        sum(accuracy > 50 for accuracy in accuracies) >= 4
+    )  # model and control at two sizes: it began with the weights

@@ -11,8 +11,7 @@ WITHOUT_FLOAT64 = {"mps"}  # types of devices: Apple's GPUs
 
 def without_autocast(device: str) -> AbstractContextManager:
     """A context in which autocast is off on a type of device; some, such as "meta", have none."""
-    available = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if available else nullcontext()
+    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -27,5 +26,10 @@ def wide(x: Tensor) -> Tensor:
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast rounds to where it is on, else None."""
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    on = _has_autocast(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on else None
+
+
+@torch.compiler.assume_constant_result  # the compiler of torch 2.7 cannot look into it
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)

@@ -60,7 +60,10 @@ def through_loop(g: Tensor, outputs: int, tol: float, centre: bool = False) -> T
 def oversampling_for(tol: float, dtype: torch.dtype) -> int:
     """The least c <= 4 of c L nodes on the circle whose error, eps^(c / (c + 1)), is at most tol."""
     eps = torch.finfo(dtype).eps
-    return next((c for c in range(1, MAX_OVERSAMPLING) if eps ** (c / (c + 1)) <= tol), MAX_OVERSAMPLING)
+    for c in range(1, MAX_OVERSAMPLING):  # the compiler of torch 2.7 knows no `next` of a generator
+        if eps ** (c / (c + 1)) <= tol:
+            return c
+    return MAX_OVERSAMPLING
 
 
 def _definition(g: Tensor, outputs: int, oversampling: int, centre: bool = False) -> Tensor:
