@@ -77,6 +77,13 @@ class ChannelsGLU(nn.Module):
         return y
 
 
+@torch.fx.wrap  # a leaf of fx graphs, which have no branches
+def _half_as(weight: Tensor, x: Tensor) -> Tensor:
+    """x, rounded if it is float32 and the weight in half precision; other pairs are refused, as by other convolutions."""
+    half = weight.dtype == torch.float16 or weight.dtype == torch.bfloat16
+    return x.to(weight.dtype) if half and x.dtype == torch.float32 else x
+
+
 class _InItsDtype:
     """A convolution in half precision that takes float32 too.
 
@@ -85,10 +92,7 @@ class _InItsDtype:
     """
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        # Other pairs of dtypes are refused, as by other convolutions.
-        if x.dtype == torch.float32 and self.weight.dtype.itemsize == 2:
-            x = x.to(self.weight.dtype)
-        return self._conv_forward(x, self.weight, self.bias)
+        return self._conv_forward(_half_as(self.weight, x), self.weight, self.bias)
 
 
 class StemConv2d(_InItsDtype, nn.Conv2d):
