@@ -16,7 +16,12 @@ FILES = [
     *(ROOT / "tests").rglob("*.md"),
 ]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in FILES)
-SOURCES = [path for folder in ("s4nd", "models", "train", "configs") for path in (ROOT / folder).rglob("*.[py][ya]*")]
+SOURCES = [
+    path
+    for folder in ("s4nd", "models", "train", "configs")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".py", ".yaml")
+]
 TEXTS = sorted(str(path.relative_to(ROOT)) for path in (*FILES, *SOURCES, ROOT / "CITATION.cff", ROOT / "setup.py"))
 FENCE = re.compile(r"^```\w*\n.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[([^\]]*)\]\(([^)]*)\)")
