@@ -5,13 +5,10 @@ BIN := .venv/bin
 DEMO := runs/demo
 
 LOWEST := .venv-lowest
-# What the lowest versions are for, in a few minutes: the mathematics, the layer, the models with timm's contract and the shipped
-# weights, and all methods of saving; LOWEST_TESTS="tests/nn tests/models" is more. Left out, by the tests' names: what the
-# compilers of the newest torch and Triton can do, and what only newer torch can (CUDA without a device; DCP without a warning;
-# gradients of single steps of `s4`).
-LOWEST_TESTS := tests/ssm tests/conv tests/ops tests/nn/kernels tests/nn/test_s4nd.py tests/nn/test_golden_layer.py tests/nn/test_sampling.py \
-	tests/nn/test_resample.py tests/models/test_registered.py tests/models/test_timm_workflows.py tests/models/test_sampling_travels.py \
-	tests/models/test_shipped.py
+# What the lowest versions are for: the mathematics, the layer and the models, with timm's contract, the shipped weights and all
+# methods of saving. Left out, by the tests' names: what the compilers of the newest torch and Triton can do, and what only newer
+# torch can (CUDA without a device; DCP without a warning; gradients of single steps of `s4`).
+LOWEST_TESTS := tests/ssm tests/conv tests/ops tests/nn tests/models
 NEWER := cuda or triton or fused or compile or export or program or DCP or five_steps or nothing_tells
 
 .PHONY: demo test lowest lint types docs
