@@ -7,9 +7,9 @@ DEMO := runs/demo
 LOWEST := .venv-lowest
 # What the lowest versions are for: the mathematics, the layer and the models, with timm's contract, the shipped weights and all
 # methods of saving. Left out, by the tests' names: what the compilers of the newest torch and Triton can do, and what only newer
-# torch can (CUDA without a device; DCP without a warning; gradients of single steps of `s4`).
+# torch can (CUDA without a device; DCP without a warning).
 LOWEST_TESTS := tests/ssm tests/conv tests/ops tests/nn tests/models
-NEWER := cuda or triton or fused or compile or export or program or DCP or five_steps or nothing_tells
+NEWER := cuda or triton or fused or compile or export or program or DCP or nothing_tells
 
 .PHONY: demo test lowest lint types docs
 

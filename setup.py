@@ -73,7 +73,7 @@ setup(
         "video": ["av>=17.0"],  # the first that converts frames in a given number of threads
         "keops": ["pykeops>=2.2"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
-        "wds": ["webdataset>=1.0"],
+        "wds": ["webdataset>=1.0.2"],
         "hf": ["datasets>=4.0"],  # the first that runs no code of a data set
         "demo": ["scikit-image>=0.22", "matplotlib>=3.8", "pyarrow>=15.0"],
         "wandb": ["wandb>=0.31"],  # with an end to waiting for the network
@@ -104,7 +104,7 @@ setup(
             "onnxscript>=0.3",
             "onnxruntime>=1.20",
             "wandb>=0.31",
-            "webdataset>=1.0",
+            "webdataset>=1.0.2",
             "datasets>=4.0",
             "transformers>=5.0",
             "segmentation-models-pytorch>=0.5",

@@ -142,7 +142,9 @@ def _products(k: Tensor, q: Tensor) -> Tensor:
 
 def _combine(q: Tensor, weights: Tensor) -> Tensor:
     """sum_r q_r weights[r, p]: q (R, H, N/2, 2), weights (H, R, P) real -> (P, H, N/2, 2)."""
-    return torch.einsum("rhnz,hrp->phnz", q, weights)
+    # Not by einsum: of one term, its gradient has strides that torch 2.7 cannot view as complex numbers.
+    combined = weights.mT @ q.flatten(-2).transpose(0, 1)  # (H, P, N)
+    return combined.transpose(0, 1).unflatten(-1, (-1, 2))
 
 
 def _mul(g: Tensor, x: Tensor) -> Tensor:
