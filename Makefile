@@ -6,10 +6,12 @@ DEMO := runs/demo
 
 LOWEST := .venv-lowest
 # What the lowest versions are for: the mathematics, the layer and the models, with timm's contract, the shipped weights and all
-# methods of saving. Left out, by the tests' names: what the compilers of the newest torch and Triton can do, and what only newer
-# torch can (CUDA without a device; DCP without a warning).
+# methods of saving. Left out is what fails there: Triton 3.3 (its interpreter warns of numpy, its compiler spills), devices that
+# are not there (torch 2.7 crashes), and by name torch.export with a free batch or size, how often compiled code is compiled and
+# how its output lies in memory, the type of an error of torch.export's, and a warning of distributed checkpoints.
 LOWEST_TESTS := tests/ssm tests/conv tests/ops tests/nn tests/models
-NEWER := cuda or triton or fused or compile or export or program or DCP or nothing_tells
+WITHOUT := --ignore-glob=*test_triton*.py --ignore-glob=*test_fused*.py --ignore-glob=*test_on_cuda.py
+NEWER := can_be_exported or (any_batch and export) or lies_in_memory or compiled_once_for_all_sizes or nothing_tells or DCP
 
 .PHONY: demo test lowest lint types docs
 
@@ -29,7 +31,7 @@ test: .venv/test.stamp
 
 # With the lowest versions that setup.py allows, in an environment of their own. Tests of optional packages skip there.
 lowest: $(LOWEST)/stamp
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -q -k "not ($(NEWER))" $(LOWEST_TESTS)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -q $(WITHOUT) -k "not ($(NEWER))" $(LOWEST_TESTS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
