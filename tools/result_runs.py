@@ -107,6 +107,11 @@ def _evaluations(runs: list[Run]) -> list[list[tuple[Curve, About]]]:
                 if about is not None:
                     found[i].append((curve, about))
             elif curve.about.get("sha256") in digests:
+                if missing := {"resample", "control"} - curve.about.keys():  # as older versions wrote it
+                    path = run.folder / CURVES_FILE
+                    raise ValueError(
+                        f"{path}, {curve.name}: does not say {', '.join(sorted(missing))}: evaluate it again"
+                    )
                 found[digests.index(curve.about["sha256"])].append((curve, curve.about))
     for run, curves in zip(runs, found, strict=True):
         if not curves:

@@ -44,6 +44,14 @@ def test_figures_count_for_the_run_of_their_bytes_wherever_they_lie(make_run, ta
     ]
 
 
+def test_figures_that_do_not_say_how_they_came_to_be_are_refused(make_run, refused):
+    """As older versions wrote them, under other names."""
+    run = make_run("a")
+    path = run / "resolution.json"
+    path.write_text(path.read_text().replace('"resample"', '"way"'))
+    assert f"{path}, a, hold: does not say resample: evaluate it again" in refused(run)
+
+
 @pytest.mark.parametrize(
     ("about", "reason"),
     [
