@@ -14,7 +14,8 @@ from torch import Tensor
 
 from s4nd.conv.choice import FUSED_AXIS, plane_tile
 from s4nd.conv.definition import definition
-from s4nd.ops.dispatch import constant, triton_refusal
+from s4nd.ops.constant import constant
+from s4nd.ops.dispatch import triton_refusal
 
 FORMS = ("plane", "axes")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -5,28 +5,21 @@ import logging
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from s4nd.ops.cauchy import cauchy_definition, cauchy_torch
+from s4nd.ops.constant import constant
 from s4nd.ops.vandermonde import centred, vandermonde_definition, vandermonde_torch
 
 BACKENDS = ("auto", "torch", "keops", "triton")
-Function = TypeVar("Function", bound=Callable)
 
 _logger = logging.getLogger("s4nd")
 
 
 class BackendError(RuntimeError):
     """A backend that was asked for cannot run here; the message says why."""
-
-
-def constant(function: Function) -> Function:
-    """What torch.compiler.assume_constant_result does, which imports the whole compiler."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a name that the compiler asks functions for
-    return function
 
 
 @constant

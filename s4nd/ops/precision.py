@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from s4nd.ops.constant import constant
+
 WITHOUT_FLOAT64 = {"mps"}  # types of devices: Apple's GPUs
-COMPILED = {"cpu", "cuda", "xpu", "mps", "hpu"}  # types of devices that torch compiles for: all have autocast
 
 
 def without_autocast(device: str) -> AbstractContextManager:
@@ -31,7 +32,6 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if on else None
 
 
+@constant  # the compiler of torch 2.7 cannot look into it
 def _has_autocast(device: str) -> bool:
-    if torch.compiler.is_compiling():  # the compiler of torch 2.7 cannot look into torch's own answer
-        return device in COMPILED
     return torch.amp.is_autocast_available(device)
