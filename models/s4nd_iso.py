@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import LayerType, create_act_layer
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -18,7 +19,40 @@ from .isotropic_family import create_isotropic, isotropic_cfg
 from .shipped import shipped_cfg
 
 
-class S4NDMixer(nn.Module):
+def _activation(act_layer: LayerType) -> nn.Module:
+    try:
+        act = create_act_layer(act_layer)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"act_layer must be timm's name of an activation or a module's class, got {act_layer!r}"
+        ) from error
+    if act is None:
+        raise ValueError(
+            "act_layer must be timm's name of an activation or a module's class; for none it is 'identity'"
+        )
+    return act
+
+
+class Mixer(nn.Module):
+    """Convolution over the grid -> activation -> Dropout -> 1x1 convolution -> GLU or nothing, (B, H, ...) -> the same."""
+
+    def _set_pointwise(
+        self, in_dim: int, dim: int, drop: float, act_layer: LayerType, glu: bool, dd: dict[str, Any]
+    ) -> None:
+        """What follows the convolution, from its in_dim channels to dim; called after it, so that it is drawn first."""
+        self.act = _activation(act_layer)
+        self.drop = nn.Dropout2d(drop)
+        self.proj = nn.Conv2d(in_dim, 2 * dim if glu else dim, 1, **dd)
+        self.glu = nn.GLU(dim=1) if glu else nn.Identity()
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.glu(self.proj(self.drop(self.act(self._convolve(x)))))
+
+
+class S4NDMixer(Mixer):
     """S4ND -> GELU -> Dropout -> 1x1 convolution -> GLU, (B, H, height, width) -> the same.
 
     Args:
@@ -26,6 +60,8 @@ class S4NDMixer(nn.Module):
         base_size: grid in training, (height, width); one entry per axis of the S4ND layer.
         channels: kernels of the S4ND layer per channel.
         drop: dropout rate of whole channels.
+        act_layer: the activation, as timm names it.
+        glu: gate the output; False for the one of the convolution's twin, whose 1x1 convolution has half of the parameters.
         s4nd_args: every other argument of S4ND.
     """
 
@@ -36,6 +72,8 @@ class S4NDMixer(nn.Module):
         base_size: tuple[int, ...],
         channels: int = 1,
         drop: float = 0.0,
+        act_layer: LayerType = "gelu",
+        glu: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **s4nd_args: Any,
@@ -43,19 +81,13 @@ class S4NDMixer(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.s4nd = S4ND(dim, ndim=len(base_size), base_size=base_size, channels=channels, **s4nd_args, **dd)
-        self.act = nn.GELU()
-        self.drop = nn.Dropout2d(drop)
-        self.proj = nn.Conv2d(dim * channels, 2 * dim, 1, **dd)
-        self.glu = nn.GLU(dim=1)
+        self._set_pointwise(dim * channels, dim, drop, act_layer, glu, dd)
 
     def _convolve(self, x: Tensor) -> Tensor:
         return self.s4nd(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.glu(self.proj(self.drop(self.act(self._convolve(x)))))
 
-
-class ConvMixer(nn.Module):
+class ConvMixer(Mixer):
     """Depthwise convolution -> GELU -> Dropout -> 1x1 convolution, (B, H, height, width) -> the same.
 
     Args:
@@ -63,6 +95,8 @@ class ConvMixer(nn.Module):
         base_size: not used; a convolution's taps are pixels, whatever the resolution.
         kernel_size: taps per axis, odd.
         drop: dropout rate of whole channels.
+        act_layer: the activation, as timm names it.
+        glu: gate the output, as S4ND's twin does: then the two differ in the kernel alone.
     """
 
     def __init__(
@@ -72,18 +106,18 @@ class ConvMixer(nn.Module):
         base_size: tuple[int, int],
         kernel_size: int = 3,
         drop: float = 0.0,
+        act_layer: LayerType = "gelu",
+        glu: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.conv = nn.Conv2d(dim, dim, kernel_size, padding="same", groups=dim, **dd)
-        self.act = nn.GELU()
-        self.drop = nn.Dropout2d(drop)
-        self.proj = nn.Conv2d(dim, dim, 1, **dd)
+        self._set_pointwise(dim, dim, drop, act_layer, glu, dd)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.drop(self.act(self.conv(x))))
+    def _convolve(self, x: Tensor) -> Tensor:
+        return self.conv(x)
 
 
 default_cfgs = generate_default_cfgs(

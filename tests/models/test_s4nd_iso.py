@@ -79,6 +79,41 @@ def test_twins_differ_in_the_mixer_only(variant):
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.parametrize("glu", [True, False])
+def test_gated_alike_twins_differ_in_the_kernel_only(glu):
+    def shapes(name, kernel):
+        parameters = timm.create_model(name, glu=glu, device="meta").named_parameters()
+        return {n: p.shape for n, p in parameters if f".{kernel}." not in n}
+
+    assert shapes("s4nd_iso_tiny", "s4nd") == shapes("conv_iso_tiny", "conv")
+    width = 128 if glu else 64
+    assert shapes("s4nd_iso_tiny", "s4nd")["blocks.0.mixer.proj.weight"] == (width, 64, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["s4nd_iso_tiny", "conv_iso_tiny", "s4nd_seq_tiny"])
+@pytest.mark.parametrize("glu", [True, False])
+def test_mixers_are_convolution_activation_map_and_gate(name, glu):
+    model = timm.create_model(name, img_size=6, embed_dim=8, act_layer="silu", glu=glu, dtype=F64).eval()
+    mixer = model.blocks[0].mixer
+    u = torch.randn(2, 8, 6, 6, dtype=F64)
+    if name == "conv_iso_tiny":
+        y = mixer.conv(u)
+    else:
+        y = mixer.s4nd(u) if name == "s4nd_iso_tiny" else mixer.s4nd(u.flatten(2)).unflatten(2, (6, 6))
+    y = y * torch.sigmoid(y)
+    y = torch.einsum("oh,bhij->boij", mixer.proj.weight[..., 0, 0], y) + mixer.proj.bias[:, None, None]
+    if glu:
+        y = y[:, :8] * torch.sigmoid(y[:, 8:])
+    torch.testing.assert_close(mixer(u), y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("act_layer", ["swiglu", "", 3])
+@pytest.mark.parametrize("name", ["s4nd_iso_tiny", "conv_iso_tiny"])
+def test_an_activation_that_timm_does_not_have_is_refused(name, act_layer):
+    with pytest.raises(ValueError, match="act_layer must be timm's name"):
+        timm.create_model(name, act_layer=act_layer)
+
+
 def test_conv_network_gives_the_references_logits():
     arrays = read("iso2d_conv")
 
