@@ -101,7 +101,7 @@ class Resized(Dataset):
 def mix(seed: int, epoch: int, purpose: str) -> int:
     """A 63-bit seed for each (seed, epoch, purpose); a sum of them would be the same for (0, 1) and (1, 0)."""
     numbers = [seed, epoch, *purpose.encode()]
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def render(images: list[Tensor], size: int) -> Tensor:
