@@ -6,10 +6,12 @@ DEMO := runs/demo
 
 LOWEST := .venv-lowest
 # What the lowest versions are for: the mathematics, the layer and the models, with timm's contract, the shipped weights and all
-# methods of saving. Left out is what fails there: Triton 3.3 (its interpreter warns of numpy, its compiler spills), devices that
+# methods of saving; and training, interrupted and resumed. Left out is what fails there: Triton 3.3 (its interpreter warns of numpy, its compiler spills), devices that
 # are not there (torch 2.7 crashes), and by name torch.export with a free batch or size, how often compiled code is compiled and
 # how its output lies in memory, the type of an error of torch.export's, and a warning of distributed checkpoints.
-LOWEST_TESTS := tests/ssm tests/conv tests/ops tests/nn tests/models
+LOWEST_TESTS := tests/ssm tests/conv tests/ops tests/nn tests/models \
+	$(addprefix tests/train/,test_engine.py test_optim.py test_initial.py test_checkpoint.py test_schedules.py) \
+	$(addprefix tests/train/data/,test_resized.py test_noisy.py test_attributes.py)
 WITHOUT := --ignore-glob=*test_triton*.py --ignore-glob=*test_fused*.py --ignore-glob=*test_on_cuda.py
 NEWER := can_be_exported or (any_batch and export) or lies_in_memory or compiled_once_for_all_sizes or nothing_tells or DCP
 

@@ -72,7 +72,7 @@ setup(
     extras_require={
         "video": ["av>=17.0"],  # the first that converts frames in a given number of threads
         "keops": ["pykeops>=2.2"],
-        "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
+        "onnx": ["onnx>=1.20", "onnxscript>=0.7.2", "onnxruntime>=1.20"],  # with torch 2.7 too
         "wds": ["webdataset>=1.0.2"],
         "hf": ["datasets>=4.0"],  # the first that runs no code of a data set
         "demo": ["scikit-image>=0.22", "matplotlib>=3.8", "pyarrow>=15.0"],
@@ -81,8 +81,8 @@ setup(
             "scikit-image>=0.22",
             "matplotlib>=3.8",
             "av>=17.0",
-            "onnx>=1.17",
-            "onnxscript>=0.3",
+            "onnx>=1.20",
+            "onnxscript>=0.7.2",
             "onnxruntime>=1.20",
             "segmentation-models-pytorch>=0.5",
             "grad-cam>=1.5",
@@ -100,8 +100,8 @@ setup(
             "packaging>=24.2",  # the first that knows the metadata of today's wheels
             "pykeops>=2.2",
             'triton>=3.3; platform_system == "Linux"',  # comes with torch, but not with its builds for CPUs
-            "onnx>=1.17",
-            "onnxscript>=0.3",
+            "onnx>=1.20",
+            "onnxscript>=0.7.2",
             "onnxruntime>=1.20",
             "wandb>=0.31",
             "webdataset>=1.0.2",

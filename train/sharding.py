@@ -3,7 +3,7 @@
 What is saved is always whole, so that a run's files do not depend on how it was divided (torch.distributed.checkpoint).
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -23,13 +23,31 @@ WHOLE = StateDictOptions(full_state_dict=True)
 
 
 def shard(model: nn.Module, world_size: int, device: torch.device) -> None:
-    """Divide a model, in place; its optimizer must be made after."""
+    """Divide a model, in place; its optimizer must be made after.
+
+    Raises:
+        ValueError: torch adds the gradients of the processes up on this device where it is to average them.
+    """
     mesh = init_device_mesh(device.type, (world_size,))
+    if not averages_gradients(mesh, device):
+        raise ValueError(
+            f"parallel=fsdp: torch {torch.__version__} adds the gradients of the processes up on {device.type} where it is to "
+            "average them; take a newer torch, or parallel=ddp"
+        )
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in BLOCKS and isinstance(module, nn.Sequential | nn.ModuleList):
             for block in module:
                 fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def averages_gradients(mesh: DeviceMesh, device: torch.device) -> bool:
+    """Whether the gradient of a divided model is the mean over the processes, which with torch 2.7 on a CPU it is not; adaptive
+    optimizers would hide it, but for their clipping."""
+    probe = nn.utils.skip_init(nn.Linear, 1, 1, bias=False, device=device)  # draws no random numbers
+    fully_shard(probe, mesh=mesh)
+    probe(torch.ones(1, 1, device=device)).sum().backward()
+    return bool(whole(cast("Tensor", probe.weight.grad)).item() == 1.0)
 
 
 def is_sharded(model: nn.Module) -> bool:
