@@ -29,7 +29,7 @@ def shard(model: nn.Module, world_size: int, device: torch.device) -> None:
         ValueError: torch adds the gradients of the processes up on this device where it is to average them.
     """
     mesh = init_device_mesh(device.type, (world_size,))
-    if not averages_gradients(mesh, device):
+    if not _averages_gradients(mesh, device):
         raise ValueError(
             f"parallel=fsdp: torch {torch.__version__} adds the gradients of the processes up on {device.type} where it is to "
             "average them; take a newer torch, or parallel=ddp"
@@ -41,7 +41,7 @@ def shard(model: nn.Module, world_size: int, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def averages_gradients(mesh: DeviceMesh, device: torch.device) -> bool:
+def _averages_gradients(mesh: DeviceMesh, device: torch.device) -> bool:
     """Whether the gradient of a divided model is the mean over the processes, which with torch 2.7 on a CPU it is not; adaptive
     optimizers would hide it, but for their clipping."""
     probe = nn.utils.skip_init(nn.Linear, 1, 1, bias=False, device=device)  # draws no random numbers
