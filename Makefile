@@ -6,8 +6,8 @@ DEMO := runs/demo
 
 LOWEST := .venv-lowest
 # What the lowest versions are for: the mathematics, the layer and the models, with timm's contract, the shipped weights and all
-# methods of saving; and training, interrupted and resumed. Left out is what fails there: Triton 3.3 (its interpreter warns of numpy, its compiler spills), devices that
-# are not there (torch 2.7 crashes), and by name torch.export with a free batch or size, how often compiled code is compiled and
+# methods of saving; and training, interrupted and resumed. Left out is what fails there: Triton 3.3 (its interpreter warns of
+# numpy, its compiler spills), devices that are not there (torch 2.7 crashes), and by name torch.export with a free batch or size, how often compiled code is compiled and
 # how its output lies in memory, the type of an error of torch.export's, and a warning of distributed checkpoints.
 LOWEST_TESTS := tests/ssm tests/conv tests/ops tests/nn tests/models \
 	$(addprefix tests/train/,test_engine.py test_optim.py test_initial.py test_checkpoint.py test_schedules.py) \
